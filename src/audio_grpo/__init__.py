@@ -1,0 +1,1 @@
+"""GRPO post-training of speech models on word error rate."""

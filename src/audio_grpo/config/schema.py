@@ -1,0 +1,358 @@
+"""Every configuration key: its type, its default and what it means.
+
+The keys are flat and carry MaxText's names where MaxText has one and TRL's where it has not. This is the only place
+that holds a default. `Config` is strict: an unknown key, a wrong type and a contradiction are all errors.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Parallelism = Annotated[int, Field(ge=-1)]
+"""Devices along one mesh axis; −1 takes all devices that the other axes leave."""
+
+DTypeName = Literal["auto", "float32", "bfloat16"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, protected_namespaces=())
+
+
+class RunKeys(_Section):
+    """Which run this is and where it writes."""
+
+    run_name: str = "audio-grpo"
+    """Folder below `base_output_directory` that holds the run."""
+    base_output_directory: str = "runs"
+    """Local folder or gs://, s3:// address."""
+    steps: Positive = 100
+    """Optimizer steps."""
+    seed: NonNegative = 0
+    """Start of all randomness: weights, shuffling, sampling."""
+    use_grpo: bool = True
+    log_completions: NonNegative = 4
+    """Sampled completions written to the run folder at every step."""
+    enable_tensorboard: bool = True
+    jax_cache_dir: str = "~/.cache/audio-grpo/jax"
+    """Compiled programs are kept here between runs; empty for none."""
+
+
+class DecoderKeys(_Section):
+    """Shape of the text decoder."""
+
+    model_name: str = "qwen3-omni-test"
+    """Model preset, or a model file `NAME.yml` beside the configuration."""
+    decoder_block: Literal["qwen3_omni", "qwen3_asr"] = "qwen3_omni"
+    """Family: which prompts, token ids and published tensor names apply."""
+    num_decoder_layers: Positive = 2
+    emb_dim: Positive = 256
+    num_query_heads: Positive = 4
+    num_kv_heads: Positive = 2
+    head_dim: Positive = 64
+    mlp_dim: Positive = 512
+    """Width of the dense MLP; unused where there are experts."""
+    num_experts: NonNegative = 0
+    """0 for a dense decoder."""
+    num_experts_per_tok: Positive = 8
+    moe_mlp_dim: Positive = 768
+    norm_topk_prob: bool = True
+    """The chosen experts' weights are scaled to sum to one."""
+    vocab_size: Positive = 152064
+    logits_via_embedding: bool = False
+    """The output head is the embedding (tied)."""
+    rope_max_timescale: Annotated[float, Field(gt=0)] = 1_000_000.0
+    normalization_layer_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    use_multimodal: bool = True
+    use_audio: Literal[True] = True
+
+
+class AudioTowerKeys(_Section):
+    """Shape of the audio tower; a size left at None shrinks with the decoder (see `model.spec`)."""
+
+    d_model_for_audio: Positive | None = None
+    """Default: `emb_dim`."""
+    encoder_layers_for_audio: Positive | None = None
+    """Default: `num_decoder_layers`."""
+    encoder_attention_heads_for_audio: Positive | None = None
+    """Default: `num_query_heads`."""
+    encoder_ffn_dim_for_audio: Positive | None = None
+    """Default: four times `d_model_for_audio`."""
+    downsample_hidden_size_for_audio: Positive | None = None
+    """Channels of the convolutions. Default: a quarter of `d_model_for_audio`."""
+    output_dim_for_audio: Positive | None = None
+    """Must be `emb_dim`, its default."""
+    num_mel_bins_for_audio: Positive = 128
+    n_window_for_audio: Positive = 50
+    """Half the frames of one chunk."""
+    n_window_infer_for_audio: Positive = 800
+    """Frames of one attention window."""
+
+
+class FreezeKeys(_Section):
+    """What training leaves as it is."""
+
+    freeze_audio_encoder_params: bool = True
+    freeze_vision_encoder_params: bool = True
+
+
+class PromptKeys(_Section):
+    """The conversation around a clip, and its tokens."""
+
+    tokenizer_type: Literal["huggingface"] = "huggingface"
+    tokenizer_path: str = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
+    """Folder with tokenizer.json, a hub name, or "audio-grpo/tiny"."""
+    template: Literal["reasoning", "transcript", "qwen3-asr"] = "reasoning"
+    """What the model is to answer: tagged reasoning and answer, the bare transcript, or `language X<asr_text>…`."""
+    instruction: str | None = None
+    """Text after the clip; {language} is filled in. None takes the template's own."""
+    language: str | None = None
+    """English name used where a record states none."""
+    reasoning_start_token: str = "<reasoning>"
+    reasoning_end_token: str = "</reasoning>"
+    solution_start_token: str = "<answer>"
+    solution_end_token: str = "</answer>"
+    add_bos: Literal[False] = False
+    """The Qwen3 family has no beginning-of-sequence token."""
+    add_eos: Literal[False] = False
+    """A prompt that ends its own turn could not be answered."""
+
+
+class DataKeys(_Section):
+    """Which clips, and how they are read."""
+
+    dataset_type: Literal["grain"] = "grain"
+    grain_file_type: Literal["arrayrecord"] = "arrayrecord"
+    grain_train_files: str | None = None
+    """A folder of ArrayRecord files, one file, or a glob."""
+    grain_eval_files: str | None = None
+    train_data_columns: str | list[str] = "ar"
+    """The first names the batch's prompt column."""
+    grain_worker_count: NonNegative = 0
+    """Processes that decode audio; 0 decodes in threads."""
+    max_prefill_predict_length: Positive = 128
+    """Tokens of the longest prompt, the clip's included."""
+    max_target_length: Positive = 256
+    """Tokens of the longest prompt and its completion together."""
+    audio_min_seconds: Annotated[float, Field(ge=0)] = 0.1
+    audio_max_seconds: Annotated[float, Field(gt=0)] = 30.0
+    max_skipped_fraction: Fraction = 0.05
+    """The run stops when more than this share of the records it looked at is unusable."""
+    text_normalizer: Literal[
+        "none", "basic", "whisper-english", "whisper-basic", "arabic-leaderboard", "arabic-extended", "cjk"
+    ] = "basic"
+    """Applied to references and hypotheses alike, in rewards and evaluation."""
+
+
+class RewardKeys(_Section):
+    """What an answer is worth."""
+
+    reward_functions: list[str] = ["asr_wer_reward", "asr_format_reward"]
+    """Built-in names, `module:function` or `file.py:function`."""
+    reward_weights: list[float] | None = None
+    """One for each function; None weighs them equally with 1."""
+    reward_exact_format_match: float = 3.0
+    asr_reward_cap: Annotated[float, Field(gt=0)] = 2.0
+    asr_exact_match_bonus: float = 3.0
+    asr_format_bonus: float = 1.0
+    asr_no_answer_penalty: float = -2.0
+
+
+class RolloutKeys(_Section):
+    """How answers are sampled."""
+
+    num_generations: Positive = 8
+    """Completions for each prompt, G."""
+    decode_sampling_strategy: Literal["greedy", "weighted"] = "weighted"
+    decode_sampling_temperature: Annotated[float, Field(gt=0)] = 1.0
+    decode_sampling_top_k: NonNegative = 0
+    """Draw from the k likeliest tokens; 0 draws from all."""
+    decode_sampling_nucleus_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    return_log_prob: Literal[True] = True
+    """The engine always reports them: the learner is checked against them."""
+    max_slots: Positive = 64
+    """Completions that decode at the same time."""
+    decode_burst: Positive = 16
+    """Tokens decoded in one dispatch before the host looks for finished completions."""
+    inference_rollouts: Literal[1] = 1
+    """Rollout and learning share their weights, so every rollout uses the newest."""
+    inference_devices_per_replica: Positive = 4
+    inference_replicas: Positive = 1
+
+
+class GrpoKeys(_Section):
+    """The policy loss."""
+
+    grpo_beta: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the KL to the reference; 0 builds no reference."""
+    grpo_epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Half-width of the clipped ratio's interval."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Which standard deviation divides the advantages."""
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] = "grpo"
+    """How token losses are averaged (see `grpo.loss`)."""
+    num_iterations: Positive = 1
+    """Updates on each batch of completions, μ."""
+
+
+class OptimizerKeys(_Section):
+    """AdamW and its schedule."""
+
+    learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up."""
+    cosine_learning_rate_final_fraction: Fraction = 0.1
+    """Share of `learning_rate` that linear and cosine schedules end at."""
+    warmup_steps_fraction: Fraction = 0.1
+    """Share of `steps` in which the rate rises from 0."""
+    adam_b1: Fraction = 0.9
+    adam_b2: Fraction = 0.99
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    adam_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clipping_threshold: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global norm of the gradient; 0 does not clip."""
+
+
+class BatchKeys(_Section):
+    """How much is learned from at once."""
+
+    per_device_batch_size: Annotated[float, Field(gt=0)] = 2
+    """Prompts per device in one forward and backward pass; a fraction shares a prompt's group among devices."""
+    gradient_accumulation_steps: Positive = 1
+    enable_dropout: Literal[False] = False
+    """The published models have none."""
+    remat_policy: Literal["full", "none"] = "full"
+    """"full" recomputes each layer in the backward pass."""
+    logits_chunk_size: Positive = 512
+    """Token positions whose [.., V] logits exist at the same time."""
+
+
+class PrecisionKeys(_Section):
+    """Number formats; "auto" is float32 on CPU and bfloat16 on accelerators."""
+
+    dtype: DTypeName = "auto"
+    """Activations and matrix products."""
+    weight_dtype: DTypeName = "auto"
+    """Stored weights. Trained weights below float32 have a float32 master copy in the optimizer."""
+    attention: Literal["dot_product"] = "dot_product"
+
+
+class ParallelismKeys(_Section):
+    """The device mesh."""
+
+    ici_data_parallelism: Parallelism = 1
+    ici_fsdp_parallelism: Parallelism = -1
+    ici_tensor_parallelism: Parallelism = 1
+    ici_expert_parallelism: Parallelism = 1
+
+
+class CheckpointKeys(_Section):
+    """Where weights come from and when they are kept."""
+
+    load_parameters_path: str | None = None
+    """A published-layout folder or a run of ours to start from; None draws random weights."""
+    enable_checkpointing: bool = True
+    checkpoint_period: Positive = 100
+    """Steps between checkpoints; the last step always has one."""
+    max_num_checkpoints_to_keep: Positive = 2
+    async_checkpointing: bool = True
+
+
+class EvaluationKeys(_Section):
+    """Corpus WER and CER on `grain_eval_files`."""
+
+    eval_interval: Annotated[int, Field(ge=-1)] = -1
+    """Steps between evaluations during training; −1 for none."""
+    eval_max_clips: NonNegative = 0
+    """Clips looked at; 0 for all."""
+
+
+class Config(
+    RunKeys,
+    DecoderKeys,
+    AudioTowerKeys,
+    FreezeKeys,
+    PromptKeys,
+    DataKeys,
+    RewardKeys,
+    RolloutKeys,
+    GrpoKeys,
+    OptimizerKeys,
+    BatchKeys,
+    PrecisionKeys,
+    ParallelismKeys,
+    CheckpointKeys,
+    EvaluationKeys,
+):
+    """A resolved configuration: every key has its value, and the values agree with each other."""
+
+    @property
+    def prompt_column(self) -> str:
+        """Name of the batch's prompt tokens, e.g. "ar"."""
+        columns = self.train_data_columns
+        return columns if isinstance(columns, str) else columns[0]
+
+    @property
+    def max_completion_length(self) -> int:
+        """C, the tokens that a completion may have."""
+        return self.max_target_length - self.max_prefill_predict_length
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> Self:
+        problems = [message for holds, message in self._agreements() if not holds]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _agreements(self) -> list[tuple[bool, str]]:
+        """Each pair is (holds, sentence that names the keys, their values and the remedy)."""
+        axes = ("data", "fsdp", "tensor", "expert")
+        free_axes = [axis for axis in axes if getattr(self, f"ici_{axis}_parallelism") == -1]
+        return [
+            (
+                self.max_prefill_predict_length < self.max_target_length,
+                f"max_prefill_predict_length {self.max_prefill_predict_length} leaves no room for a completion in "
+                f"max_target_length {self.max_target_length}: make max_target_length larger",
+            ),
+            (
+                self.num_query_heads % self.num_kv_heads == 0,
+                f"num_query_heads {self.num_query_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
+            ),
+            (
+                self.num_experts == 0 or self.num_experts_per_tok <= self.num_experts,
+                f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}",
+            ),
+            (
+                self.output_dim_for_audio in (None, self.emb_dim),
+                f"output_dim_for_audio {self.output_dim_for_audio} must equal emb_dim {self.emb_dim}: audio embeddings "
+                "take the place of token embeddings",
+            ),
+            (
+                not (self.use_grpo and self.num_generations == 1),
+                "num_generations 1 gives every completion the advantage 0: GRPO needs at least 2",
+            ),
+            (
+                not (self.use_grpo and self.decode_sampling_strategy == "greedy"),
+                "decode_sampling_strategy greedy makes all completions of a prompt alike: GRPO needs weighted",
+            ),
+            (
+                self.reward_weights is None or len(self.reward_weights) == len(self.reward_functions),
+                f"reward_weights has {len(self.reward_weights or [])} entries for {len(self.reward_functions)} "
+                "reward_functions: give one for each",
+            ),
+            (
+                self.audio_min_seconds <= self.audio_max_seconds,
+                f"audio_min_seconds {self.audio_min_seconds} exceeds audio_max_seconds {self.audio_max_seconds}",
+            ),
+            (
+                len(free_axes) <= 1,
+                f"ici parallelism is -1 for {', '.join(free_axes)}: only one axis can take the devices that are left",
+            ),
+            (
+                len(self.train_data_columns) > 0,
+                "train_data_columns is empty: name the prompt column, for example 'ar'",
+            ),
+        ]
