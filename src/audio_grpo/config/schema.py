@@ -15,10 +15,24 @@ Parallelism = Annotated[int, Field(ge=-1)]
 """Devices along one mesh axis; −1 takes all devices that the other axes leave."""
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
+DecoderBlock = Literal["qwen3_omni", "qwen3_asr"]
+Template = Literal["reasoning", "transcript", "qwen3-asr"]
+NormalizerName = Literal[
+    "none", "basic", "whisper-english", "whisper-basic", "arabic-leaderboard", "arabic-extended", "cjk"
+]
+Tag = Annotated[str, Field(min_length=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,  # error messages quote them
+    )
 
 
 class RunKeys(_Section):
@@ -45,7 +59,7 @@ class DecoderKeys(_Section):
 
     model_name: str = "qwen3-omni-test"
     """Model preset, or a model file `NAME.yml` beside the configuration."""
-    decoder_block: Literal["qwen3_omni", "qwen3_asr"] = "qwen3_omni"
+    decoder_block: DecoderBlock = "qwen3_omni"
     """Family: which prompts, token ids and published tensor names apply."""
     num_decoder_layers: Positive = 2
     emb_dim: Positive = 256
@@ -104,16 +118,16 @@ class PromptKeys(_Section):
     tokenizer_type: Literal["huggingface"] = "huggingface"
     tokenizer_path: str = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
     """Folder with tokenizer.json, a hub name, or "audio-grpo/tiny"."""
-    template: Literal["reasoning", "transcript", "qwen3-asr"] = "reasoning"
+    template: Template = "reasoning"
     """What the model is to answer: tagged reasoning and answer, the bare transcript, or `language X<asr_text>…`."""
     instruction: str | None = None
     """Text after the clip; {language} is filled in. None takes the template's own."""
     language: str | None = None
     """English name used where a record states none."""
-    reasoning_start_token: str = "<reasoning>"
-    reasoning_end_token: str = "</reasoning>"
-    solution_start_token: str = "<answer>"
-    solution_end_token: str = "</answer>"
+    reasoning_start_token: Tag = "<reasoning>"
+    reasoning_end_token: Tag = "</reasoning>"
+    solution_start_token: Tag = "<answer>"
+    solution_end_token: Tag = "</answer>"
     add_bos: Literal[False] = False
     """The Qwen3 family has no beginning-of-sequence token."""
     add_eos: Literal[False] = False
@@ -140,9 +154,7 @@ class DataKeys(_Section):
     audio_max_seconds: Annotated[float, Field(gt=0)] = 30.0
     max_skipped_fraction: Fraction = 0.05
     """The run stops when more than this share of the records it looked at is unusable."""
-    text_normalizer: Literal[
-        "none", "basic", "whisper-english", "whisper-basic", "arabic-leaderboard", "arabic-extended", "cjk"
-    ] = "basic"
+    text_normalizer: NormalizerName = "basic"
     """Applied to references and hypotheses alike, in rewards and evaluation."""
 
 
@@ -192,7 +204,7 @@ class GrpoKeys(_Section):
     """Half-width of the clipped ratio's interval."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Which standard deviation divides the advantages."""
-    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] = "grpo"
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """How token losses are averaged (see `grpo.loss`)."""
     num_iterations: Positive = 1
     """Updates on each batch of completions, μ."""
@@ -220,7 +232,7 @@ class BatchKeys(_Section):
     """How much is learned from at once."""
 
     per_device_batch_size: Annotated[float, Field(gt=0)] = 2
-    """Prompts per device in one forward and backward pass; a fraction shares a prompt's group among devices."""
+    """Prompts per device in one forward and backward pass; may be a fraction where tensor parallelism shares prompts."""
     gradient_accumulation_steps: Positive = 1
     enable_dropout: Literal[False] = False
     """The published models have none."""
@@ -309,8 +321,14 @@ class Config(
 
     def _agreements(self) -> list[tuple[bool, str]]:
         """Each pair is (holds, sentence that names the keys, their values and the remedy)."""
-        axes = ("data", "fsdp", "tensor", "expert")
-        free_axes = [axis for axis in axes if getattr(self, f"ici_{axis}_parallelism") == -1]
+        axes = [f"ici_{axis}_parallelism" for axis in ("data", "fsdp", "tensor", "expert")]
+        free_axes = [axis for axis in axes if getattr(self, axis) == -1]
+        tags = (
+            self.reasoning_start_token,
+            self.reasoning_end_token,
+            self.solution_start_token,
+            self.solution_end_token,
+        )
         return [
             (
                 self.max_prefill_predict_length < self.max_target_length,
@@ -349,7 +367,12 @@ class Config(
             ),
             (
                 len(free_axes) <= 1,
-                f"ici parallelism is -1 for {', '.join(free_axes)}: only one axis can take the devices that are left",
+                f"{', '.join(free_axes)} are all -1: only one can take the devices that are left",
+            ),
+            (
+                len(set(tags)) == len(tags),
+                f"reasoning_start_token, reasoning_end_token, solution_start_token and solution_end_token are {tags}: "
+                "make them four different texts",
             ),
             (
                 len(self.train_data_columns) > 0,

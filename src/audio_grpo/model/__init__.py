@@ -1,0 +1,1 @@
+"""The model: weight table, audio tower, decoder."""

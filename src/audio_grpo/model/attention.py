@@ -1,0 +1,83 @@
+"""Attention over segments: partial results over several sets of keys, merged by log-sum-exp.
+
+S sequences ask queries of R rows of keys. A sequence's own keys are a segment with R = S; keys that W sequences share,
+such as a prompt's, are a segment with R = S / W rows, stored once and read in one batched product for all W.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+_MASKED = -1e30
+"""Score of a masked key: finite, so that a row with no key at all stays free of NaN and weighs nothing when merged."""
+
+
+class Membership(NamedTuple):
+    """Which sequences read which row, where that is not simply W consecutive sequences to a row."""
+
+    members: Int[Array, "R W"]
+    """Index of the w-th sequence that reads row r; any index where there are fewer than W."""
+    place: Int[Array, "S"]
+    """Index into the flattened `members` at which sequence s stands."""
+
+
+class Segment(NamedTuple):
+    """Keys and values that queries attend to."""
+
+    keys: Float[Array, "R T K N"]
+    values: Float[Array, "R T K N"]
+    mask: Bool[Array, "#R #Q T"]
+    """True where a query may look; one row of queries where all see the same."""
+    membership: Membership | None = None
+    """None: sequences r·W … r·W + W − 1 read row r."""
+
+
+class _Partial(NamedTuple):
+    weighted: Float[Array, "S Q H N"]
+    """Sum of values times exp(score − peak)."""
+    peak: Float[Array, "S Q H"]
+    total: Float[Array, "S Q H"]
+    """Sum of exp(score − peak)."""
+
+
+def attend(queries: Float[Array, "S Q H N"], segments: Sequence[Segment]) -> Float[Array, "S Q H N"]:
+    """Softmax attention over all keys of all segments together, scaled by N^−0.5, softmax in float32.
+
+    Equals attention over the concatenated keys (FlashAttention's merge, arXiv 2205.14135, section 3.1).
+    """
+    partials = [_attend_segment(queries, segment) for segment in segments]
+    peak = partials[0].peak
+    for partial in partials[1:]:
+        peak = jnp.maximum(peak, partial.peak)
+    shares = [jnp.exp(partial.peak - peak) for partial in partials]
+    total = sum(share * partial.total for share, partial in zip(shares, partials, strict=True))
+    weighted = sum(share[..., None] * partial.weighted for share, partial in zip(shares, partials, strict=True))
+    return (weighted / jnp.asarray(total)[..., None]).astype(queries.dtype)
+
+
+def _attend_segment(queries: Float[Array, "S Q H N"], segment: Segment) -> _Partial:
+    rows, kv_heads = segment.keys.shape[0], segment.keys.shape[2]
+    sequences, length, heads, width = queries.shape
+    by_row = queries if segment.membership is None else queries[segment.membership.members]
+    members = by_row.reshape(rows, -1, length, kv_heads, heads // kv_heads, width)
+    scores = jnp.einsum("rwqkhn,rtkn->rkhwqt", members, segment.keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(segment.mask[:, None, None, None], scores * width**-0.5, _MASKED)
+    peak = scores.max(axis=-1)
+    weights = jnp.exp(scores - peak[..., None])
+    total = weights.sum(axis=-1)
+    weighted = jnp.einsum(
+        "rkhwqt,rtkn->rwqkhn",
+        weights.astype(segment.values.dtype),
+        segment.values,
+        preferred_element_type=jnp.float32,
+    )
+    partial = _Partial(
+        weighted.reshape(-1, length, heads, width),
+        peak.transpose(0, 3, 4, 1, 2).reshape(-1, length, heads),
+        total.transpose(0, 3, 4, 1, 2).reshape(-1, length, heads),
+    )
+    if segment.membership is None:
+        return partial
+    return _Partial(*(value[segment.membership.place] for value in partial))

@@ -1,0 +1,124 @@
+"""The audio tower: log-mel features to embeddings in the decoder's width, 13 a second.
+
+Its attention never leaves an 8 s window and its positions restart in every 1 s chunk, so windows are independent of
+each other: the tower runs on a batch of windows, whichever clips they come from.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from audio_grpo.audio import audio_token_count
+from audio_grpo.model.attention import Segment, attend
+from audio_grpo.model.layers import layer_norm, linear
+from audio_grpo.model.spec import AudioTowerSpec
+from audio_grpo.model.table import Table, Weight, Weights, scope
+from audio_grpo.types import AudioBatch
+
+PREFIX = "audio_tower."
+
+
+def audio_tower_table(spec: AudioTowerSpec) -> Table:
+    """Weights of the tower."""
+    width, channels, layers = spec.width, spec.channels, spec.layers
+
+    def vector(size: int, stacked: bool, init: str) -> Weight:
+        return Weight((layers, size) if stacked else (size,), ("layers", None) if stacked else (None,), init)
+
+    table: dict[str, Weight] = {}
+    for i, inputs in enumerate((1, channels, channels), start=1):
+        table[f"conv2d{i}.weight"] = Weight((channels, inputs, 3, 3), (None, None, None, None))
+        table[f"conv2d{i}.bias"] = vector(channels, False, "zeros")
+    table["conv_out.weight"] = Weight((width, channels * spec.reduced_bins), ("audio_embed", None))
+    for name in ("q_proj", "k_proj", "v_proj"):
+        table[f"layers.*.self_attn.{name}.weight"] = Weight(
+            (layers, width, width), ("layers", "audio_heads", "audio_embed")
+        )
+        table[f"layers.*.self_attn.{name}.bias"] = vector(width, True, "zeros")
+    table["layers.*.self_attn.out_proj.weight"] = Weight(
+        (layers, width, width), ("layers", "audio_embed", "audio_heads")
+    )
+    table["layers.*.self_attn.out_proj.bias"] = vector(width, True, "zeros")
+    table["layers.*.fc1.weight"] = Weight((layers, spec.ffn, width), ("layers", "audio_mlp", "audio_embed"))
+    table["layers.*.fc1.bias"] = vector(spec.ffn, True, "zeros")
+    table["layers.*.fc2.weight"] = Weight((layers, width, spec.ffn), ("layers", "audio_embed", "audio_mlp"))
+    table["layers.*.fc2.bias"] = vector(width, True, "zeros")
+    for name in ("self_attn_layer_norm", "final_layer_norm"):
+        table[f"layers.*.{name}.weight"] = vector(width, True, "ones")
+        table[f"layers.*.{name}.bias"] = vector(width, True, "zeros")
+    table["ln_post.weight"], table["ln_post.bias"] = vector(width, False, "ones"), vector(width, False, "zeros")
+    for name, outputs in (("proj1", width), ("proj2", spec.output)):
+        table[f"{name}.weight"] = Weight((outputs, width), (None, "audio_embed"))
+        table[f"{name}.bias"] = vector(outputs, False, "zeros")
+    return {PREFIX + key: weight for key, weight in table.items()}
+
+
+def hear(spec: AudioTowerSpec, weights: Weights, audio: AudioBatch, dtype: jnp.dtype) -> Float[Array, "B A D"]:
+    """Embed B clips; a clip's A' = audio_token_count(frames) tokens come first in its row, the rest is meaningless.
+
+    A is that of F frames, rounded up to whole chunks, above one window to whole windows.
+    """
+    clips, bins, frames = audio.features.shape
+    unit = spec.chunk_frames if frames <= spec.window_frames else spec.window_frames
+    features = jnp.pad(audio.features, ((0, 0), (0, 0), (0, -frames % unit)))
+    window_frames = min(features.shape[2], spec.window_frames)
+    windows = features.reshape(clips, bins, -1, window_frames).transpose(0, 2, 1, 3).reshape(-1, bins, window_frames)
+    starts = jnp.arange(features.shape[2] // window_frames) * window_frames
+    window_lengths = jnp.clip(audio.frames[:, None] - starts, 0, window_frames).reshape(-1)
+    embeddings = _embed_windows(spec, scope(weights, PREFIX), windows.astype(dtype), window_lengths)
+    return embeddings.reshape(clips, -1, spec.output)
+
+
+def _embed_windows(
+    spec: AudioTowerSpec, weights: Weights, windows: Float[Array, "W M F"], frames: Int[Array, "W"]
+) -> Float[Array, "W A D"]:
+    x = _convolve_chunks(spec, weights, jnp.where(jnp.arange(windows.shape[2]) < frames[:, None, None], windows, 0.0))
+    audible = jnp.arange(x.shape[1]) < audio_token_count_of(spec, frames)[:, None]
+
+    def layer(x: Float[Array, "W A D"], w: Weights) -> tuple[Float[Array, "W A D"], None]:
+        return _encoder_layer(spec, w, x, audible[:, None, :]), None
+
+    x, _ = jax.lax.scan(layer, x, scope(weights, "layers.*."))
+    x = layer_norm(weights, "ln_post", x)
+    return linear(weights, "proj2", jax.nn.gelu(linear(weights, "proj1", x), approximate=False))
+
+
+def audio_token_count_of(spec: AudioTowerSpec, frames: Int[Array, "W"]) -> Int[Array, "W"]:
+    """Audio tokens of each clip, from a table so that one formula serves host and device."""
+    counts = audio_token_count(np.arange(spec.window_frames + 1), spec.chunk_frames)
+    return jnp.asarray(counts, jnp.int32)[frames]
+
+
+def _convolve_chunks(spec: AudioTowerSpec, weights: Weights, windows: Float[Array, "W M F"]) -> Float[Array, "W A D"]:
+    count, bins, _ = windows.shape
+    chunks = windows.reshape(count, bins, -1, spec.chunk_frames).transpose(0, 2, 1, 3)
+    x = chunks.reshape(-1, 1, bins, spec.chunk_frames)
+    for i in (1, 2, 3):
+        kernel = weights[f"conv2d{i}.weight"].astype(x.dtype)
+        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)))
+        x = jax.nn.gelu(x + weights[f"conv2d{i}.bias"].astype(x.dtype)[:, None, None], approximate=False)
+    x = linear(weights, "conv_out", x.transpose(0, 3, 1, 2).reshape(x.shape[0], x.shape[3], -1))
+    x = x + _sinusoids(x.shape[1], spec.width).astype(x.dtype)
+    return x.reshape(count, -1, spec.width)
+
+
+def _sinusoids(length: int, width: int) -> Float[Array, "length D"]:
+    """Sines of all frequencies, then cosines; the table is not in published checkpoints."""
+    half = width // 2
+    inverse_scales = np.exp(-np.log(10000.0) / (half - 1) * np.arange(half))
+    angles = np.arange(length)[:, None] * inverse_scales
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), jnp.float32)
+
+
+def _encoder_layer(
+    spec: AudioTowerSpec, w: Weights, x: Float[Array, "W A D"], audible: Float[Array, "W 1 A"]
+) -> Float[Array, "W A D"]:
+    def heads(name: str, y: Float[Array, "W A D"]) -> Float[Array, "W A H N"]:
+        return linear(w, f"self_attn.{name}", y).reshape(*y.shape[:2], spec.heads, -1)
+
+    y = layer_norm(w, "self_attn_layer_norm", x)
+    segment = Segment(heads("k_proj", y), heads("v_proj", y), audible)
+    x = x + linear(w, "self_attn.out_proj", attend(heads("q_proj", y), [segment]).reshape(x.shape))
+    y = layer_norm(w, "final_layer_norm", x)
+    return x + linear(w, "fc2", jax.nn.gelu(linear(w, "fc1", y), approximate=False))

@@ -1,0 +1,114 @@
+"""The text decoder: one layer function for prefill, decode and scoring."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from audio_grpo.model.attention import Segment, attend
+from audio_grpo.model.experts import experts_mlp
+from audio_grpo.model.layers import linear, rms_norm, rope
+from audio_grpo.model.spec import DecoderSpec
+from audio_grpo.model.table import Table, Weight, Weights
+
+LAYERS = "model.layers.*."
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of new positions; stacked over layers, [L, S, Q, K, N], where a scan returns them."""
+
+    keys: Float[Array, "*L S Q K N"]
+    values: Float[Array, "*L S Q K N"]
+
+
+class Stream(NamedTuple):
+    """New positions of S sequences, Q each."""
+
+    x: Float[Array, "S Q D"]
+    positions: Int[Array, "S Q"]
+
+
+def decoder_table(spec: DecoderSpec) -> Table:
+    """Weights of the decoder."""
+    table = {
+        "model.embed_tokens.weight": Weight((spec.vocab, spec.width), ("vocab", "embed"), "embedding"),
+        "model.norm.weight": Weight((spec.width,), (None,), "ones"),
+    }
+    if not spec.tied:
+        table["lm_head.weight"] = Weight((spec.vocab, spec.width), ("vocab", "embed"))
+    return table | {LAYERS + key: weight for key, weight in _layer_table(spec).items()}
+
+
+def _layer_table(spec: DecoderSpec) -> dict[str, Weight]:
+    layers, width = spec.layers, spec.width
+    queries, keys = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
+    table = {
+        f"{name}.weight": Weight((layers, size), ("layers", None), "ones")
+        for name, size in (
+            ("input_layernorm", width),
+            ("post_attention_layernorm", width),
+            ("self_attn.q_norm", spec.head_width),
+            ("self_attn.k_norm", spec.head_width),
+        )
+    }
+    table["self_attn.q_proj.weight"] = Weight((layers, queries, width), ("layers", "heads", "embed"))
+    table["self_attn.k_proj.weight"] = Weight((layers, keys, width), ("layers", "kv_heads", "embed"))
+    table["self_attn.v_proj.weight"] = Weight((layers, keys, width), ("layers", "kv_heads", "embed"))
+    table["self_attn.o_proj.weight"] = Weight((layers, width, queries), ("layers", "embed", "heads"))
+    if spec.experts:
+        inner, lead, axes = spec.expert_width, (layers, spec.experts), ("layers", "expert")
+        table["mlp.gate.weight"] = Weight((layers, spec.experts, width), ("layers", None, "embed"))
+        prefix = "mlp.experts.*."
+    else:
+        inner, lead, axes, prefix = spec.mlp_width, (layers,), ("layers",), "mlp."
+    table[f"{prefix}gate_proj.weight"] = Weight((*lead, inner, width), (*axes, "mlp", "embed"))
+    table[f"{prefix}up_proj.weight"] = Weight((*lead, inner, width), (*axes, "mlp", "embed"))
+    table[f"{prefix}down_proj.weight"] = Weight((*lead, width, inner), (*axes, "embed", "mlp"))
+    return table
+
+
+def decoder_layer(
+    spec: DecoderSpec, w: Weights, stream: Stream, causal: Bool[Array, "1 Q Q"], cached: Sequence[Segment] = ()
+) -> tuple[Float[Array, "S Q D"], KeysValues]:
+    """One layer on new positions, which attend to the cached segments and causally to each other.
+
+    Returns the new hidden states and the new positions' keys and values, which a caller may keep as a segment.
+    """
+    new = _project(spec, w, stream)
+    own = Segment(new.keys, new.values, causal)
+    attended = attend(new.queries, [*cached, own]).reshape(*stream.x.shape[:2], -1)
+    x = stream.x + linear(w, "self_attn.o_proj", attended)
+    y = rms_norm(x, w["post_attention_layernorm.weight"], spec.norm_eps)
+    return x + _mlp(spec, w, y), KeysValues(new.keys, new.values)
+
+
+class _Projected(NamedTuple):
+    queries: Float[Array, "S Q H N"]
+    keys: Float[Array, "S Q K N"]
+    values: Float[Array, "S Q K N"]
+
+
+def _project(spec: DecoderSpec, w: Weights, stream: Stream) -> _Projected:
+    y = rms_norm(stream.x, w["input_layernorm.weight"], spec.norm_eps)
+
+    def heads(name: str) -> Float[Array, "S Q heads N"]:
+        return linear(w, f"self_attn.{name}_proj", y).reshape(*y.shape[:2], -1, spec.head_width)
+
+    def rotated(name: str) -> Float[Array, "S Q heads N"]:
+        normal = rms_norm(heads(name), w[f"self_attn.{name}_norm.weight"], spec.norm_eps)
+        return rope(normal, stream.positions, spec.rope_theta)
+
+    return _Projected(rotated("q"), rotated("k"), heads("v"))
+
+
+def _mlp(spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"]) -> Float[Array, "S Q D"]:
+    if spec.experts:
+        return experts_mlp(spec, w, y.reshape(-1, spec.width)).reshape(y.shape)
+    return linear(w, "mlp.down_proj", jax.nn.silu(linear(w, "mlp.gate_proj", y)) * linear(w, "mlp.up_proj", y))
+
+
+def causal_mask(length: int) -> Bool[Array, "1 Q Q"]:
+    """Each position sees itself and those before it."""
+    return jnp.tril(jnp.ones((1, length, length), bool))

@@ -1,0 +1,79 @@
+"""The weight table: every weight declared once, everything else derived from it.
+
+A table maps keys to `Weight`s. A key is the tensor's published name below `thinker.`, with `*` in place of each index
+that we stack over, outermost first: `model.layers.*.mlp.experts.*.up_proj.weight` is one array [L, E, width, D] that
+stands for L·E published tensors of shape [width, D]. Weights keep the published orientation: a linear map is
+[outputs, inputs]. From the table follow random weights, abstract shapes, shardings, the names in published files,
+freezing and sizes; a dictionary of arrays under the same keys is what the model functions take.
+"""
+
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+Weights = Mapping[str, Array]
+"""Arrays by table key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Declaration of one (stacked) weight."""
+
+    shape: tuple[int, ...]
+    """The stacked sizes, one for each `*` of the key, then the published shape."""
+    axes: tuple[str | None, ...]
+    """Logical axis of each dimension, which sharding rules map to mesh axes; None is never sharded."""
+    init: Literal["fan_in", "embedding", "ones", "zeros"] = "fan_in"
+    """"fan_in": normal with variance 1 / inputs; "embedding": normal with standard deviation 0.02."""
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return math.prod(self.shape)
+
+
+Table = Mapping[str, Weight]
+
+
+def published_names(key: str, weight: Weight) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names of the published tensors that `key` stacks, below `thinker.`, each with its index into the stacked array."""
+    stacked = weight.shape[: key.count("*")]
+    for index in itertools.product(*map(range, stacked)):
+        yield key.replace("*", "{}").format(*index), index
+
+
+def abstract(table: Table, dtype: jnp.dtype) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes without data."""
+    return {key: jax.ShapeDtypeStruct(weight.shape, dtype) for key, weight in table.items()}
+
+
+def initialize(table: Table, key: Key[Array, ""], dtype: jnp.dtype) -> dict[str, Array]:
+    """Random weights; a weight's values depend on `key` and its own name alone."""
+    return {name: _draw(name, weight, key).astype(dtype) for name, weight in table.items()}
+
+
+def _draw(name: str, weight: Weight, key: Key[Array, ""]) -> Array:
+    if weight.init == "ones":
+        return jnp.ones(weight.shape, jnp.float32)
+    if weight.init == "zeros":
+        return jnp.zeros(weight.shape, jnp.float32)
+    inputs = math.prod(weight.shape[name.count("*") + 1 :])
+    deviation = 0.02 if weight.init == "embedding" else inputs**-0.5
+    return deviation * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), weight.shape, jnp.float32)
+
+
+def scope(weights: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """The weights below `prefix`, under the rest of their names."""
+    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def parameter_count(table: Table) -> int:
+    """Parameters of all weights."""
+    return sum(weight.size for weight in table.values())

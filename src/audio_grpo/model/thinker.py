@@ -1,0 +1,132 @@
+"""The thinker: audio tower and decoder together. Pure functions of weights; each exists once for all of its uses."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from audio_grpo.model import audio_tower
+from audio_grpo.model.attention import Segment
+from audio_grpo.model.audio_tower import audio_tower_table
+from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, causal_mask, decoder_layer, decoder_table
+from audio_grpo.model.layers import rms_norm
+from audio_grpo.model.spec import ThinkerSpec, compute_dtype
+from audio_grpo.model.table import Table, Weights, scope
+from audio_grpo.types import AudioBatch, PromptBatch
+
+
+def thinker_table(spec: ThinkerSpec) -> Table:
+    """Every weight of the model."""
+    return {**audio_tower_table(spec.audio), **decoder_table(spec.decoder)}
+
+
+def output_head(weights: Weights) -> Float[Array, "V D"]:
+    """Rows that turn a hidden state into logits: the head, or the embedding where they are tied."""
+    return weights["lm_head.weight"] if "lm_head.weight" in weights else weights["model.embed_tokens.weight"]
+
+
+def hear(spec: ThinkerSpec, weights: Weights, audio: AudioBatch) -> Float[Array, "B A D"]:
+    """Embed B clips with the audio tower; see `audio_tower.hear`."""
+    return audio_tower.hear(spec.audio, weights, audio, compute_dtype(spec))
+
+
+def prefill(
+    spec: ThinkerSpec, weights: Weights, prompts: PromptBatch, heard: Float[Array, "B A D"], audio_pad: int
+) -> tuple[Float[Array, "B D"], KeysValues]:
+    """Run B prompts; returns the final hidden state of each one's last token and all keys and values [L, B, T, K, N]."""
+    stream = _prompt_stream(spec, weights, prompts, heard, audio_pad)
+    causal = causal_mask(stream.x.shape[1])
+
+    def layer(x: Float[Array, "B T D"], w: Weights) -> tuple[Float[Array, "B T D"], KeysValues]:
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), causal)
+
+    x, cache = jax.lax.scan(layer, stream.x, scope(weights, LAYERS))
+    return _final_norm(spec, weights, _last(x, prompts)), cache
+
+
+def extend(
+    spec: ThinkerSpec,
+    weights: Weights,
+    tokens: Int[Array, "S Q"],
+    positions: Int[Array, "S Q"],
+    cached: Sequence[Segment],
+) -> tuple[Float[Array, "S Q D"], KeysValues]:
+    """Run Q further tokens of S sequences; the cached segments' keys and values are stacked over layers.
+
+    Returns final hidden states and the new keys and values [L, S, Q, K, N].
+    """
+    stream = Stream(_embed(spec, weights, tokens), positions)
+    causal = causal_mask(tokens.shape[1])
+
+    def layer(x: Float[Array, "S Q D"], scanned: tuple) -> tuple[Float[Array, "S Q D"], KeysValues]:
+        w, keys_values = scanned
+        segments = [
+            segment._replace(keys=keys, values=values)
+            for segment, (keys, values) in zip(cached, keys_values, strict=True)
+        ]
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), causal, segments)
+
+    stacked = [(segment.keys, segment.values) for segment in cached]
+    x, new = jax.lax.scan(layer, stream.x, (scope(weights, LAYERS), stacked))
+    return _final_norm(spec, weights, x), new
+
+
+def group_hidden(
+    spec: ThinkerSpec,
+    weights: Weights,
+    prompts: PromptBatch,
+    heard: Float[Array, "B A D"],
+    completions: Int[Array, "B G C"],
+    audio_pad: int,
+) -> Float[Array, "B G C D"]:
+    """Final hidden states that predict each completion token; prompts are computed once for their G completions.
+
+    Both streams pass each layer together, so a prompt's keys and values live for one layer only and gradients flow
+    through them: T + G·C positions a group instead of G·(T + C).
+    """
+    groups, generations, length = completions.shape
+    prompt = _prompt_stream(spec, weights, prompts, heard, audio_pad)
+    inputs = completions[:, :, :-1].reshape(groups * generations, length - 1)
+    positions = jnp.repeat(prompts.true_length, generations)[:, None] + jnp.arange(length - 1)
+    completion = Stream(_embed(spec, weights, inputs), positions)
+    prompt_causal, completion_causal = causal_mask(prompt.x.shape[1]), causal_mask(length - 1)
+    real = (jnp.arange(prompt.x.shape[1]) < prompts.true_length[:, None])[:, None, :]
+
+    def layer(xs: tuple[Array, Array], w: Weights) -> tuple[tuple[Array, Array], None]:
+        x, cache = decoder_layer(spec.decoder, w, prompt._replace(x=xs[0]), prompt_causal)
+        shared = Segment(cache.keys, cache.values, real)
+        y, _ = decoder_layer(spec.decoder, w, completion._replace(x=xs[1]), completion_causal, [shared])
+        return (x, y), None
+
+    body = jax.checkpoint(layer) if spec.remat else layer
+    (x, y), _ = jax.lax.scan(body, (prompt.x, completion.x), scope(weights, LAYERS))
+    first = jnp.broadcast_to(_last(x, prompts)[:, None, None], (groups, generations, 1, x.shape[-1]))
+    hidden = jnp.concatenate([first, y.reshape(groups, generations, length - 1, -1)], axis=2)
+    return _final_norm(spec, weights, hidden)
+
+
+def _prompt_stream(
+    spec: ThinkerSpec, weights: Weights, prompts: PromptBatch, heard: Float[Array, "B A D"], audio_pad: int
+) -> Stream:
+    """Token embeddings with audio embeddings at the placeholders, in order."""
+    placeholder = prompts.tokens == audio_pad
+    x = _embed(spec, weights, prompts.tokens)
+    if heard.shape[1]:
+        index = jnp.clip(jnp.cumsum(placeholder, axis=1) - 1, 0, heard.shape[1] - 1)
+        audio = jnp.take_along_axis(heard.astype(x.dtype), index[..., None], axis=1)
+        x = jnp.where(placeholder[..., None], audio, x)
+    return Stream(x, jnp.broadcast_to(jnp.arange(x.shape[1]), prompts.tokens.shape))
+
+
+def _embed(spec: ThinkerSpec, weights: Weights, tokens: Int[Array, "S Q"]) -> Float[Array, "S Q D"]:
+    return weights["model.embed_tokens.weight"][tokens].astype(compute_dtype(spec))
+
+
+def _last(x: Float[Array, "B T D"], prompts: PromptBatch) -> Float[Array, "B D"]:
+    return jax.vmap(partial(jax.lax.dynamic_index_in_dim, axis=0, keepdims=False))(x, prompts.true_length - 1)
+
+
+def _final_norm(spec: ThinkerSpec, weights: Weights, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    return rms_norm(x, weights["model.norm.weight"], spec.decoder.norm_eps)
