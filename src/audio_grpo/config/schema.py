@@ -232,7 +232,7 @@ class BatchKeys(_Section):
     """How much is learned from at once."""
 
     per_device_batch_size: Annotated[float, Field(gt=0)] = 2
-    """Prompts per device in one forward and backward pass; may be a fraction where tensor parallelism shares prompts."""
+    """Prompts per device in one forward and backward pass; a fraction where tensor parallelism shares prompts."""
     gradient_accumulation_steps: Positive = 1
     enable_dropout: Literal[False] = False
     """The published models have none."""

@@ -51,7 +51,7 @@ def chunked_log_probs(
 
     The backward pass computes each chunk's logits again instead of keeping them.
     """
-    groups, generations, length, width = hidden.shape
+    groups, generations, length, _ = hidden.shape
     columns = max(1, min(length, chunk_size // (groups * generations)))
     chunks = -(-length // columns)
     padding = chunks * columns - length

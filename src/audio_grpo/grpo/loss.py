@@ -26,7 +26,7 @@ class LossSettings:
 
 
 class LossAux(NamedTuple):
-    """What a loss reports besides its value, as sums over tokens: adding up two parts' values gives the whole's."""
+    """What a loss reports besides its value, as sums over tokens, so that two parts can be merged."""
 
     loss: Float[Array, ""]
     tokens: Float[Array, ""]
@@ -43,7 +43,8 @@ class LossAux(NamedTuple):
     sampler_gap_max: Float[Array, ""]
     """The largest of them; combine by maximum."""
 
-    def __add__(self, other: "LossAux") -> "LossAux":
+    def merge(self, other: "LossAux") -> "LossAux":
+        """The report on two parts together."""
         summed = [a + b for a, b in zip(self, other, strict=True)]
         return LossAux(*summed)._replace(sampler_gap_max=jnp.maximum(self.sampler_gap_max, other.sampler_gap_max))
 

@@ -59,7 +59,7 @@ def attend(queries: Float[Array, "S Q H N"], segments: Sequence[Segment]) -> Flo
 
 def _attend_segment(queries: Float[Array, "S Q H N"], segment: Segment) -> _Partial:
     rows, kv_heads = segment.keys.shape[0], segment.keys.shape[2]
-    sequences, length, heads, width = queries.shape
+    _, length, heads, width = queries.shape
     by_row = queries if segment.membership is None else queries[segment.membership.members]
     members = by_row.reshape(rows, -1, length, kv_heads, heads // kv_heads, width)
     scores = jnp.einsum("rwqkhn,rtkn->rkhwqt", members, segment.keys, preferred_element_type=jnp.float32)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
 Weights = Mapping[str, Array]
@@ -43,18 +44,18 @@ Table = Mapping[str, Weight]
 
 
 def published_names(key: str, weight: Weight) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names of the published tensors that `key` stacks, below `thinker.`, each with its index into the stacked array."""
+    """Names below `thinker.` of the published tensors that `key` stacks, each with its index into the stacked array."""
     stacked = weight.shape[: key.count("*")]
     for index in itertools.product(*map(range, stacked)):
         yield key.replace("*", "{}").format(*index), index
 
 
-def abstract(table: Table, dtype: jnp.dtype) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract(table: Table, dtype: DTypeLike) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes without data."""
     return {key: jax.ShapeDtypeStruct(weight.shape, dtype) for key, weight in table.items()}
 
 
-def initialize(table: Table, key: Key[Array, ""], dtype: jnp.dtype) -> dict[str, Array]:
+def initialize(table: Table, key: Key[Array, ""], dtype: DTypeLike) -> dict[str, Array]:
     """Random weights; a weight's values depend on `key` and its own name alone."""
     return {name: _draw(name, weight, key).astype(dtype) for name, weight in table.items()}
 

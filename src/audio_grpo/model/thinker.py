@@ -35,7 +35,7 @@ def hear(spec: ThinkerSpec, weights: Weights, audio: AudioBatch) -> Float[Array,
 def prefill(
     spec: ThinkerSpec, weights: Weights, prompts: PromptBatch, heard: Float[Array, "B A D"], audio_pad: int
 ) -> tuple[Float[Array, "B D"], KeysValues]:
-    """Run B prompts; returns the final hidden state of each one's last token and all keys and values [L, B, T, K, N]."""
+    """Run B prompts; returns the final hidden state of each last token and all keys and values [L, B, T, K, N]."""
     stream = _prompt_stream(spec, weights, prompts, heard, audio_pad)
     causal = causal_mask(stream.x.shape[1])
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ WEIGHT_RULES: Mapping[str, str | None] = {
 """Mesh axis of each logical axis of a weight."""
 
 
-def create_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def create_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices, all of them by default, by the `ici_*_parallelism` keys; −1 takes what the others leave.
 
     Raises:

@@ -156,7 +156,7 @@ class OfflineEngine:
             state = self._run_prefills(state, shape, prompts, listen, prefills)
             state = self._run_starts(state, shape, keys, starts)
             members = membership(scheduler.running, slots=shape.slots, rows=shape.rows, width=shape.width)
-            state = self._burst(self.weights, self._allowed, state, Membership(*members))
+            state = self._burst(self.weights, self._allowed, state, Membership(*map(jnp.asarray, members)))
             for start, completion in _take_finished(scheduler, state.slots, self.special.stop):
                 results[start.prompt][start.sample] = completion
         self._states[shape] = state
@@ -258,10 +258,10 @@ class OfflineEngine:
         padding = shape.slots - len(starts)
         flat = [x.prompt * keys.shape[1] + x.sample for x in starts] + [0] * padding
         admission = programs.Admission(
-            slot=np.asarray([x.slot for x in starts] + [shape.slots] * padding, np.int32),
-            row=np.asarray([x.row for x in starts] + [0] * padding, np.int32),
+            slot=jnp.asarray([x.slot for x in starts] + [shape.slots] * padding),
+            row=jnp.asarray([x.row for x in starts] + [0] * padding),
             key=keys.reshape(-1)[np.asarray(flat)],
-            limit=np.full(shape.slots, self.settings.completion_length, np.int32),
+            limit=jnp.full(shape.slots, self.settings.completion_length),
         )
         return self._admit(state=state, admission=admission)
 

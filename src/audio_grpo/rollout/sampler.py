@@ -61,8 +61,8 @@ def _keep_largest(
     """
     order = jax.lax.bitcast_convert_type(mass, jnp.uint32)
 
-    def set_bit(i: int, threshold: UInt32[Array, "S"]) -> UInt32[Array, "S"]:
-        raised = threshold | (jnp.uint32(1) << jnp.uint32(30 - i))
+    def set_bit(i: Int[Array, ""], threshold: UInt32[Array, "S"]) -> UInt32[Array, "S"]:
+        raised = threshold | (jnp.uint32(1) << (30 - i).astype(jnp.uint32))
         reached = jnp.where(order >= raised[:, None], measure, 0.0).sum(axis=-1)
         return jnp.where(reached >= enough, raised, threshold)
 

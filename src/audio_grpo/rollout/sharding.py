@@ -1,5 +1,7 @@
 """Where the engine's state lies on the mesh."""
 
+from typing import Any
+
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audio_grpo.model.decoder import KeysValues
@@ -11,8 +13,9 @@ from audio_grpo.rollout.programs import DecodeState, Prompts, Slots
 def state_sharding(mesh: Mesh, spec: DecoderSpec) -> DecodeState:
     """Caches and hidden states are split by sequence and by key/value head; what the host reads is everywhere."""
     heads = "tensor" if spec.kv_heads % mesh.shape["tensor"] == 0 else None
-    cache = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None, heads, None))
-    everywhere, by_sequence = replicated(mesh), batch_sharding(mesh)
+    cache: Any = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None, heads, None))
+    everywhere: Any = replicated(mesh)
+    by_sequence: Any = batch_sharding(mesh)
     caches = KeysValues(cache, cache)
     return DecodeState(
         Prompts(caches, everywhere, by_sequence),

@@ -1,0 +1,160 @@
+"""Batches of prompts with audio, for training and for evaluation.
+
+A batch of B prompts is a dictionary of
+
+| entry | value |
+|---|---|
+| `<prompt column>` | [B, T] int32, filled up with the pad token; T is `max_prefill_predict_length` |
+| `<prompt column>_true_length` | [B] int32, tokens of each prompt |
+| `audios` | [B, M, F] float32 log-mel, zero beyond each clip; F is the same in all batches of a configuration |
+| `audios_true_length` | [B] int32, frames of each clip |
+| `audio_seconds` | [B] float32 |
+| `samples` | list of B waveforms at 16 kHz, float32, each of its own length |
+| `ground_truth_text`, `id` | lists of B strings |
+| `language` | list of B strings or Nones |
+| `valid` | [B] bool, in evaluation only: False for what fills up the last batch |
+"""
+
+import math
+import os
+
+import grain
+import jax
+from absl import flags
+from etils import epath
+from jax.sharding import Mesh
+
+from audio_grpo.audio import audio_token_count
+from audio_grpo.config import Config
+from audio_grpo.data.iterator import AudioDataIterator
+from audio_grpo.data.skipping import SkipUnusable
+from audio_grpo.data.source import RecordSource
+from audio_grpo.data.stages import (
+    AudioToMelSpectrogram,
+    Batch,
+    BuildAudioGRPOPrompt,
+    CollectGroundTruth,
+    FillUpLastBatch,
+    PadAudioGRPOToMaxLength,
+    ParseAudioFeatures,
+    ResampleAudio,
+)
+from audio_grpo.errors import UserError
+from audio_grpo.text import ReasoningTags, load_tokenizer
+
+__all__ = ["AudioDataIterator", "create_audio_data_iterator", "evaluation_batches", "training_batches"]
+
+_FRAMES_PER_SECOND = 100
+_CHUNK = 100
+"""Frames; the tower hears whole chunks, so less padding than this saves nothing."""
+_MOST_THREADS = 16
+
+
+def create_audio_data_iterator(config: Config, mesh: Mesh | None = None) -> AudioDataIterator:
+    """Endless batches for training: shuffled anew in every epoch, this process's share of them.
+
+    A batch has the prompts of one optimizer step: `per_device_batch_size` × devices × `gradient_accumulation_steps`
+    / processes, where the devices are those of `mesh`, or all of them without one.
+
+    Raises UserError where there is no data, the batch would not be a whole number of prompts, or, while iterating,
+    where more than `max_skipped_fraction` of the records is unusable.
+    """
+    devices = jax.device_count() if mesh is None else mesh.size
+    batch_size = prompts_per_process(config, devices, jax.process_count())
+    return training_batches(config, batch_size, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def prompts_per_process(config: Config, devices: int, processes: int) -> int:
+    """Prompts of one optimizer step that each process reads. Raises UserError where they are no whole number ≥ 1."""
+    prompts = config.per_device_batch_size * devices * config.gradient_accumulation_steps / processes
+    if round(prompts) < 1 or not math.isclose(prompts, round(prompts), rel_tol=1e-9):
+        raise UserError(
+            f"per_device_batch_size {config.per_device_batch_size} × {devices} devices × gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps} / {processes} processes is {prompts:g} prompts for each process: "
+            "make it a whole number of at least 1"
+        )
+    return round(prompts)
+
+
+def training_batches(
+    config: Config, batch_size: int, *, process_index: int = 0, process_count: int = 1
+) -> AudioDataIterator:
+    """Endless batches of `batch_size` prompts from `grain_train_files`; process i reads every i-th shuffled record.
+
+    Raises UserError as `create_audio_data_iterator` does.
+    """
+    if config.grain_train_files is None:
+        raise UserError("grain_train_files is not set: name a folder of ArrayRecord files, one file, or a glob")
+    source = RecordSource(config.grain_train_files)
+    shuffled = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
+    skip = SkipUnusable(config.max_skipped_fraction, epoch=-(-len(source) // process_count))
+    batches = _prompts(config, shuffled[process_index::process_count], batch_size).filter(skip)
+    identity = {
+        "records": len(source),
+        "seed": config.seed,
+        "batch_size": batch_size,
+        "process_count": process_count,
+        "grain_worker_count": config.grain_worker_count,
+    }
+    return AudioDataIterator(_batched(batches, batch_size), skip, identity)
+
+
+def evaluation_batches(config: Config, path: epath.PathLike, batch_size: int) -> AudioDataIterator:
+    """One pass in order over the usable records of `path`; the first `eval_max_clips` of them where that is not 0.
+
+    All processes get the same batches. The last one is filled up by repeating its last prompt; `valid` tells.
+
+    Raises UserError where there is no data, or, while iterating, where more than `max_skipped_fraction` of the
+    records is unusable.
+    """
+    source = RecordSource(path)
+    records = grain.MapDataset.source(source)[: config.eval_max_clips or len(source)]
+    skip = SkipUnusable(config.max_skipped_fraction, epoch=len(records))
+    batches = _batched(_prompts(config, records, batch_size).filter(skip), batch_size).map(FillUpLastBatch(batch_size))
+    identity = {"records": len(records), "batch_size": batch_size, "grain_worker_count": config.grain_worker_count}
+    return AudioDataIterator(batches, skip, identity)
+
+
+def _prompts(config: Config, records: grain.MapDataset, batch_size: int) -> grain.IterDataset:
+    """Padded prompts and unusable records, in order, made ahead in threads or worker processes."""
+    tokenizer = load_tokenizer(config.tokenizer_path)
+    length, column = config.max_prefill_predict_length, config.prompt_column
+    stages = [
+        ParseAudioFeatures(config.audio_min_seconds, config.audio_max_seconds),
+        ResampleAudio(),
+        AudioToMelSpectrogram(config.num_mel_bins_for_audio),
+        BuildAudioGRPOPrompt(
+            tokenizer=tokenizer,
+            template=config.template,
+            instruction=config.instruction,
+            tags=ReasoningTags.from_config(config),
+            default_language=config.language,
+            prompt_column=column,
+            max_length=length,
+        ),
+        PadAudioGRPOToMaxLength(
+            prompt_column=column,
+            max_length=length,
+            max_frames=padded_frames(config.audio_max_seconds, length),
+            pad_token=tokenizer.special_tokens(config.decoder_block, config.vocab_size).pad,
+        ),
+    ]
+    for stage in stages:
+        records = records.map(stage)
+    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, batch_size))
+    if config.grain_worker_count and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's processes read absl's flags, which only absl's own main parses
+    workers = grain.MultiprocessingOptions(config.grain_worker_count, per_worker_buffer_size=8)
+    return records.to_iter_dataset(ahead).mp_prefetch(workers)
+
+
+def padded_frames(max_seconds: float, max_prompt_tokens: int) -> int:
+    """F: whole chunks that hold a clip of `max_seconds`, but no more than a prompt of that many tokens can hold."""
+    by_seconds = math.ceil(max_seconds * _FRAMES_PER_SECOND / _CHUNK) * _CHUNK
+    by_tokens = math.ceil(max_prompt_tokens / audio_token_count(_CHUNK)) * _CHUNK
+    return min(by_seconds, by_tokens)
+
+
+def _batched(prompts: grain.IterDataset, batch_size: int) -> grain.IterDataset:
+    return prompts.batch(batch_size, batch_fn=Batch()).map(CollectGroundTruth())

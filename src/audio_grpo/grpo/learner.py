@@ -1,0 +1,126 @@
+"""The learner's compiled programs: scoring, gradients of a part of a batch, and the update."""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from audio_grpo.grpo.log_probs import TokenScores, compute_log_probs
+from audio_grpo.model.spec import ThinkerSpec
+from audio_grpo.model.table import Weights
+from audio_grpo.model.thinker import hear
+from audio_grpo.types import AudioBatch, GroupBatch
+
+Heard = AudioBatch | Float[Array, "B A D"]
+"""Clips to be heard within a program, so that gradients reach the tower, or embeddings heard before."""
+
+
+LossFn = Callable[[TokenScores, GroupBatch], tuple[Float[Array, ""], Any]]
+"""Gives a part's loss and what is reported of it, which has `merge` to join two parts' reports."""
+
+
+class TrainState(NamedTuple):
+    """What training changes; everything else is frozen."""
+
+    step: Array
+    """Updates done."""
+    trainable: dict[str, Array]
+    """Weights in the run's weight dtype."""
+    master: dict[str, Array] | None
+    """The same in float32, where the weight dtype is narrower: small updates would be lost in rounding."""
+    optimizer: optax.OptState
+
+
+def init_train_state(trainable: dict[str, Array], optimizer: optax.GradientTransformation) -> TrainState:
+    """Start of a run."""
+    narrow = any(value.dtype != jnp.float32 for value in trainable.values())
+    master = {key: value.astype(jnp.float32) for key, value in trainable.items()} if narrow else None
+    return TrainState(jnp.int32(0), trainable, master, optimizer.init(trainable if master is None else master))
+
+
+class Learner:
+    """Programs over one model and one loss."""
+
+    def __init__(
+        self,
+        spec: ThinkerSpec,
+        optimizer: optax.GradientTransformation,
+        loss_fn: LossFn,
+        *,
+        audio_pad: int,
+        temperature: float,
+        chunk_size: int,
+    ) -> None:
+        self._spec = spec
+        self._optimizer = optimizer
+        self._loss_fn = loss_fn
+        self._score_settings = {"audio_pad": audio_pad, "temperature": temperature, "chunk_size": chunk_size}
+
+    def hear(self, weights: Weights, audio: AudioBatch) -> Float[Array, "B A D"]:
+        """Audio embeddings of a batch, for as long as the tower stays as it is."""
+        return self._hear_program(weights, audio)
+
+    def score(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
+        """Log-probabilities of the batch's completions."""
+        return self._score_program(weights, batch, heard)
+
+    def gradients(
+        self, trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard
+    ) -> tuple[dict[str, Array], Any]:
+        """Gradients with respect to the trainable weights and what the loss reports."""
+        return self._gradients_program(trainable, frozen, batch, heard)
+
+    def add(self, a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+        """Sum of two parts' gradients."""
+        return self._add_program(a, b)
+
+    def apply(self, state: TrainState, gradients: dict[str, Array]) -> tuple[TrainState, Float[Array, ""]]:
+        """One optimizer step; returns the new state and the gradient's global norm before clipping."""
+        return self._apply_program(state, gradients)
+
+    @cached_property
+    def _hear_program(self) -> Callable[..., Array]:
+        return jax.jit(partial(hear, self._spec))
+
+    @cached_property
+    def _score_program(self) -> Callable[..., TokenScores]:
+        return jax.jit(self._scores)
+
+    @cached_property
+    def _gradients_program(self) -> Callable[..., tuple[dict[str, Array], Any]]:
+        def loss(trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard) -> tuple[Array, Any]:
+            return self._loss_fn(self._scores({**frozen, **trainable}, batch, heard), batch)
+
+        def program(
+            trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard
+        ) -> tuple[dict[str, Array], Any]:
+            gradients, aux = jax.grad(loss, has_aux=True)(trainable, frozen, batch, heard)
+            return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), aux
+
+        return jax.jit(program)
+
+    @cached_property
+    def _add_program(self) -> Callable[..., dict[str, Array]]:
+        return jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+
+    @cached_property
+    def _apply_program(self) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
+        return jax.jit(self._applied, donate_argnums=0)
+
+    def _scores(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
+        embeddings = hear(self._spec, weights, heard) if isinstance(heard, AudioBatch) else heard
+        return compute_log_probs(
+            self._spec, weights, batch.prompts, embeddings, batch.completion_tokens, **self._score_settings
+        )
+
+    def _applied(self, state: TrainState, gradients: dict[str, Array]) -> tuple[TrainState, Float[Array, ""]]:
+        precise = state.trainable if state.master is None else state.master
+        updates, optimizer = self._optimizer.update(gradients, state.optimizer, precise)
+        precise: Any = optax.apply_updates(precise, updates)
+        trainable = jax.tree.map(lambda value, old: value.astype(old.dtype), precise, state.trainable)
+        master = None if state.master is None else precise
+        return TrainState(state.step + 1, trainable, master, optimizer), optax.global_norm(gradients)

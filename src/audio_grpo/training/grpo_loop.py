@@ -1,0 +1,198 @@
+"""GRPO: sample, score, learn."""
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from audio_grpo.config import Config
+from audio_grpo.grpo import (
+    Advantages,
+    LossAux,
+    LossSettings,
+    Rollout,
+    generate_offline_completions,
+    group_advantages,
+    grpo_loss_fn,
+    token_weights,
+)
+from audio_grpo.rewards import EditCounts, RewardFunction, RewardTable, resolve_reward, score_completions
+from audio_grpo.rollout import OfflineEngine
+from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers
+from audio_grpo.training.batches import audio_of, place, prompts_of
+from audio_grpo.training.loop import StepResult, Trainer, create_trainer, run_phase, score, update
+from audio_grpo.training.run_folder import RunFolder
+from audio_grpo.training.telemetry import SampledCompletion
+from audio_grpo.types import GroupBatch
+
+_COLUMNS = ("ground_truth_text", "language", "id", "audio_seconds")
+"""What reward functions are given of a batch."""
+
+
+def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
+    """Build a GRPO run: weights, reference, optimizer, data, and the engine that samples from the same weights."""
+    trainer = create_trainer(
+        config,
+        "grpo",
+        partial(grpo_loss_fn, settings=LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)),
+        temperature=config.decode_sampling_temperature,
+        with_reference=config.grpo_beta > 0,
+    )
+    session = trainer.session
+    engine = OfflineEngine(config, trainer.weights, mesh=session.mesh, special=session.special)
+    return trainer, engine
+
+
+def train_loop(config: Config) -> RunFolder:
+    """Train from the configuration's start, or from the newest checkpoint of its run, to its last step."""
+    trainer, engine = setup_train_loop(config)
+    rewards = [resolve_reward(name) for name in config.reward_functions]
+
+    def step(trainer: Trainer, batch: dict[str, Any], number: int) -> StepResult:
+        return grpo_step(trainer, engine, rewards, batch, number)
+
+    return run_phase(trainer, step)
+
+
+def generate_completions(trainer: Trainer, engine: OfflineEngine, batch: dict[str, Any], step: int) -> Rollout:
+    """Sample G completions for each of the batch's clips from the weights as they are now."""
+    config = trainer.session.config
+    engine.weights = trainer.weights
+    prompts = prompts_of(batch, config.prompt_column)
+    audio = place(trainer.session.mesh, audio_of(batch))
+    return generate_offline_completions(engine, prompts, audio, batch["id"], seed=_step_seed(config.seed, step))
+
+
+def grpo_step(
+    trainer: Trainer, engine: OfflineEngine, rewards: list[RewardFunction], batch: dict[str, Any], step: int
+) -> StepResult:
+    """Sample, score and learn from one batch."""
+    clock = [time.perf_counter()]
+    rollout = generate_completions(trainer, engine, batch, step)
+    clock.append(time.perf_counter())
+    texts = decode_completions(trainer.session, rollout.tokens, rollout.mask)
+    table = _rewards(trainer, rewards, batch, texts)
+    total = table.total(trainer.session.config.reward_weights)
+    advantages = group_advantages(total, trainer.session.config.scale_rewards)
+    answers = _answers(trainer, batch, texts)
+    clock.append(time.perf_counter())
+    aux, norm = learn(trainer, batch, rollout, advantages.values)
+    clock.append(time.perf_counter())
+    seconds = np.diff(clock)
+    metrics = {
+        "reward": float(total.mean()),
+        **_reward_metrics(table, advantages),
+        "wer": sum((answer.words for group in answers for answer in group), EditCounts()).rate,
+        **_length_metrics(rollout),
+        **aux.means(),
+        "grad_norm": norm,
+        "num_tokens": float(rollout.mask.sum() + batch[f"{trainer.session.config.prompt_column}_true_length"].sum()),
+        **{f"seconds/{name}": float(s) for name, s in zip(("rollout", "rewards", "learn"), seconds, strict=True)},
+    }
+    return StepResult(metrics, _shown_completions(trainer, batch, rollout, table, total, advantages, answers, step))
+
+
+def learn(
+    trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages: Float32[np.ndarray, "B G"]
+) -> tuple[LossAux, float]:
+    """`num_iterations` updates on one batch of completions; returns the last one's report and gradient norm."""
+    config = trainer.session.config
+    groups = GroupBatch(
+        prompts=prompts_of(batch, config.prompt_column),
+        completion_tokens=rollout.tokens,
+        mask=rollout.mask,
+        advantages=advantages,
+        token_weights=token_weights(rollout.mask, config.loss_type),
+        sampler_log_probs=rollout.log_probs,
+    )
+    # A tower that learns must hear within the update; a frozen one has heard already.
+    heard: Any = rollout.heard if config.freeze_audio_encoder_params else audio_of(batch)
+    if trainer.reference is not None:
+        reference = score(trainer, trainer.reference, groups, heard)
+        groups = groups._replace(reference_log_probs=reference)
+    if config.num_iterations > 1:
+        groups = groups._replace(old_log_probs=score(trainer, trainer.weights, groups, heard))
+    reports = [update(trainer, groups, heard) for _ in range(config.num_iterations)]
+    return reports[-1]
+
+
+def _rewards(
+    trainer: Trainer, rewards: list[RewardFunction], batch: dict[str, Any], texts: list[list[str]]
+) -> RewardTable:
+    session = trainer.session
+    column = session.config.prompt_column
+    rows = zip(batch[column], batch[f"{column}_true_length"], strict=True)
+    prompts = [session.tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True) for ids, length in rows]
+    columns = {name: list(batch[name]) for name in _COLUMNS}
+    return score_completions(rewards, prompts=prompts, completions=texts, columns=columns, config=session.config)
+
+
+def _answers(trainer: Trainer, batch: dict[str, Any], texts: list[list[str]]) -> list[list[ScoredAnswer]]:
+    rows = zip(texts, batch["ground_truth_text"], batch["language"], strict=True)
+    return [
+        score_answers(trainer.session, group, [reference] * len(group), [language] * len(group))
+        for group, reference, language in rows
+    ]
+
+
+def _reward_metrics(table: RewardTable, advantages: Advantages) -> dict[str, float]:
+    metrics = {
+        "reward_std": advantages.reward_std,
+        "frac_reward_zero_std": advantages.frac_reward_zero_std,
+    }
+    for name, values in zip(table.names, table.values, strict=True):
+        metrics[f"rewards/{name}/mean"] = float(values.mean())
+        metrics[f"rewards/{name}/std"] = float(values.std())
+    return metrics
+
+
+def _length_metrics(rollout: Rollout) -> dict[str, float]:
+    lengths = rollout.mask.sum(axis=2)
+    reasons = [reason for group in rollout.finish_reasons for reason in group]
+    return {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": reasons.count("length") / len(reasons),
+    }
+
+
+def _shown_completions(
+    trainer: Trainer,
+    batch: dict[str, Any],
+    rollout: Rollout,
+    table: RewardTable,
+    total: Float32[np.ndarray, "B G"],
+    advantages: Advantages,
+    answers: list[list[ScoredAnswer]],
+    step: int,
+) -> list[tuple[SampledCompletion, np.ndarray]]:
+    """The completions of the batch's first prompts, as many as `log_completions` asks for."""
+    count, generations = trainer.session.config.log_completions, total.shape[1]
+    places = [divmod(i, generations) for i in range(min(count, total.size))]
+    shown = []
+    for b, g in places:
+        answer = answers[b][g]
+        completion = SampledCompletion(
+            step=step,
+            clip_id=batch["id"][b],
+            language=batch["language"][b],
+            reference=batch["ground_truth_text"][b],
+            completion=answer.text,
+            hypothesis=answer.answer,
+            wer=answer.words.rate,
+            rewards={name: float(values[b, g]) for name, values in zip(table.names, table.values, strict=True)},
+            reward=float(total[b, g]),
+            advantage=float(advantages.values[b, g]),
+            length=int(rollout.mask[b, g].sum()),
+            finish_reason=rollout.finish_reasons[b][g],
+        )
+        shown.append((completion, batch["samples"][b]))
+    return shown
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """A seed for each step, so that a clip that comes again is not answered by the same draws."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])

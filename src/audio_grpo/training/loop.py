@@ -1,0 +1,203 @@
+"""What supervised and GRPO training share: set-up, the loop over steps, updates from a whole batch."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array
+
+from audio_grpo.config import Config, to_yaml
+from audio_grpo.data import AudioDataIterator, create_audio_data_iterator
+from audio_grpo.grpo import Learner, TrainState, init_train_state
+from audio_grpo.parallel.mesh import replicated
+from audio_grpo.training.batches import parts, place
+from audio_grpo.training.checkpoints import Checkpoints
+from audio_grpo.training.evaluate import Evaluator
+from audio_grpo.training.optimizer import create_optimizer, learning_rate_schedule
+from audio_grpo.training.progress import Progress
+from audio_grpo.training.run_folder import RunFolder
+from audio_grpo.training.session import Session, create_session
+from audio_grpo.training.telemetry import CompletionsWriter, MetricsWriter, Phase, SampledCompletion
+from audio_grpo.training.weights import starting_weights
+from audio_grpo.types import GroupBatch
+
+
+@dataclass(slots=True)
+class Trainer:
+    """A run in one of its phases: everything that a step needs or changes."""
+
+    session: Session
+    phase: Phase
+    run: RunFolder
+    learner: Learner
+    frozen: dict[str, Array]
+    """Weights that training leaves as they are."""
+    reference: dict[str, Array] | None
+    """All weights that the policy departed from, for the KL; None where beta is 0 or the phase has none."""
+    state: TrainState
+    data: AudioDataIterator
+
+    @property
+    def weights(self) -> dict[str, Array]:
+        """All weights as they are now."""
+        return {**self.frozen, **self.state.trainable}
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step tells."""
+
+    metrics: dict[str, float]
+    completions: list[tuple[SampledCompletion, np.ndarray]] = field(default_factory=list)
+    """Each with its clip's samples at 16 kHz."""
+
+
+def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: float, with_reference: bool) -> Trainer:
+    """Build a phase from its starting weights, without looking for a checkpoint of its own."""
+    session = create_session(config)
+    run = RunFolder.create(config.base_output_directory, config.run_name)
+    weights = starting_weights(session, phase)
+    trainable = {key: weights[key] for key in weights if key in session.trainable}
+    optimizer = create_optimizer(config)
+    # The state's buffers are donated at every update, the reference's never: it needs arrays of its own.
+    own = jax.tree.map(lambda x: x.copy(), trainable) if with_reference else trainable
+    return Trainer(
+        session=session,
+        phase=phase,
+        run=run,
+        learner=Learner(
+            session.spec,
+            optimizer,
+            loss_fn,
+            audio_pad=session.special.audio_pad,
+            temperature=temperature,
+            chunk_size=config.logits_chunk_size,
+        ),
+        frozen={key: weights[key] for key in weights if key not in session.trainable},
+        reference=weights if with_reference else None,
+        state=_sharded_state(session, own, optimizer),
+        data=create_audio_data_iterator(config, session.mesh),
+    )
+
+
+def _sharded_state(session: Session, trainable: dict[str, Array], optimizer: Any) -> TrainState:
+    """A fresh state whose moments and master weights lie where their weights do."""
+
+    def init(trainable: dict[str, Array]) -> TrainState:
+        return init_train_state(trainable, optimizer)
+
+    def sharding(path: Sequence[Any], _: Any) -> NamedSharding:
+        keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        return session.shardings[keys[-1]] if keys else replicated(session.mesh)
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(init, trainable))
+    return jax.jit(init, out_shardings=shardings)(trainable)
+
+
+def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[Any, float]:
+    """One optimizer step on a whole batch; returns what the loss reports and the gradient's norm.
+
+    The batch passes in `gradient_accumulation_steps` parts. Token weights are normalised over the whole batch, so the
+    parts' gradients just add up.
+    """
+    gradients, aux = None, None
+    for part, part_heard in _split(trainer, (batch, heard)):
+        part_gradients, part_aux = trainer.learner.gradients(trainer.state.trainable, trainer.frozen, part, part_heard)
+        gradients = part_gradients if gradients is None else trainer.learner.add(gradients, part_gradients)
+        aux = part_aux if aux is None else aux.merge(part_aux)
+    assert gradients is not None and aux is not None
+    trainer.state, norm = trainer.learner.apply(trainer.state, gradients)
+    loss = float(aux.loss)
+    if not (np.isfinite(loss) and np.isfinite(float(norm))):
+        raise FloatingPointError(
+            f"Step {int(trainer.state.step)} has loss {loss} and gradient norm {float(norm)}: lower learning_rate or "
+            "look at the batch's rewards; the last checkpoint is from before this step."
+        )
+    return aux, float(norm)
+
+
+def score(trainer: Trainer, weights: dict[str, Array], batch: GroupBatch, heard: Any) -> np.ndarray:
+    """Log-probabilities of a whole batch's completions under `weights`, [B, G, C]."""
+    pieces = [trainer.learner.score(weights, *part).log_probs for part in _split(trainer, (batch, heard))]
+    return np.concatenate([np.asarray(piece) for piece in pieces])
+
+
+def _split(trainer: Trainer, tree: Any) -> Any:
+    mesh, count = trainer.session.mesh, trainer.session.config.gradient_accumulation_steps
+    return (place(mesh, part) for part in parts(tree, count))
+
+
+def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], int], StepResult]) -> RunFolder:
+    """Run the phase's steps from its newest checkpoint, with metrics, completions, checkpoints and evaluations."""
+    config, run, phase = trainer.session.config, trainer.run, trainer.phase
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run.checkpoints / phase, config))
+        done = _resume(trainer, checkpoints) if config.enable_checkpointing else 0
+        run.config_path.write_text(to_yaml(config))
+        run.write_environment(trainer.session.devices)
+        evaluator = Evaluator(trainer.session) if config.grain_eval_files else None
+        if evaluator and not run.evaluations_path.exists():
+            _evaluate(trainer, evaluator, "start", 0)
+        metrics = stack.enter_context(
+            MetricsWriter(run, phase, resume_step=done, tensorboard=config.enable_tensorboard)
+        )
+        completions = CompletionsWriter(run, resume_step=done)
+        progress = stack.enter_context(Progress(phase, config.steps, done=done))
+        stack.callback(trainer.data.close)
+        for step in range(done + 1, config.steps + 1):
+            result = _timed(trainer, train_step, step)
+            metrics.write(step, result.metrics)
+            for completion, samples in result.completions:
+                completions.write(completion, samples)
+            progress.update(step, result.metrics)
+            last = step == config.steps
+            if config.enable_checkpointing and (last or step % config.checkpoint_period == 0):
+                checkpoints.save(step, trainer.state, trainer.data.get_state())
+            if evaluator and (last or (config.eval_interval > 0 and step % config.eval_interval == 0)):
+                _evaluate(trainer, evaluator, phase, step)
+    _tell_skipped(trainer)
+    return run
+
+
+def _resume(trainer: Trainer, checkpoints: Checkpoints) -> int:
+    step = checkpoints.latest_step
+    if step:
+        restored = checkpoints.restore(trainer.state, trainer.session.mesh)
+        trainer.state = restored.state
+        trainer.data.set_state(restored.data)
+        print(f"Going on from the checkpoint of {trainer.phase} step {step} in {trainer.run.path}.", file=sys.stderr)
+    return step
+
+
+def _timed(trainer: Trainer, train_step: Callable[..., StepResult], step: int) -> StepResult:
+    started = time.perf_counter()
+    batch = next(trainer.data)
+    waited = time.perf_counter() - started
+    result = train_step(trainer, batch, step)
+    seconds = time.perf_counter() - started
+    timing = {
+        "step_time": seconds,
+        "seconds/data": waited,
+        "tokens_per_second": result.metrics["num_tokens"] / seconds,
+        "audio_seconds_per_second": float(batch["audio_seconds"].sum()) / seconds,
+        "learning_rate": float(np.asarray(learning_rate_schedule(trainer.session.config)(step - 1))),
+    }
+    return replace(result, metrics={**result.metrics, **timing})
+
+
+def _evaluate(trainer: Trainer, evaluator: Evaluator, stage: str, step: int) -> None:
+    report = evaluator.run(trainer.weights, stage=stage, step=step)
+    trainer.run.write_evaluation(report)
+    rates = report.rates
+    print(f"{stage} {step}: WER {rates.wer:.2%}, CER {rates.cer:.2%} on {rates.clips} clips", file=sys.stderr)
+
+
+def _tell_skipped(trainer: Trainer) -> None:
+    for reason, records in trainer.data.skipped.reasons.items():
+        print(f"Skipped {len(records)} records: {reason}: {', '.join(records[:5])}", file=sys.stderr)

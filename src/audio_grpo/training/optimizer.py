@@ -1,0 +1,33 @@
+"""AdamW with warm-up, decay and clipping."""
+
+import optax
+
+from audio_grpo.config import Config
+
+
+def learning_rate_schedule(config: Config) -> optax.Schedule:
+    """Rate by update: up from 0 over `warmup_steps_fraction` of the steps, then constant, linear or cosine."""
+    warmup = round(config.warmup_steps_fraction * config.steps)
+    peak, rest = config.learning_rate, max(1, config.steps - warmup)
+    final = config.cosine_learning_rate_final_fraction
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, peak * final, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=final),
+    }[config.learning_rate_schedule]
+    # The first update already has a rate above 0: a rate of 0 would spend a batch on nothing.
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
+
+
+def create_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) on gradients clipped by their global norm."""
+    adamw = optax.adamw(
+        learning_rate_schedule(config),
+        b1=config.adam_b1,
+        b2=config.adam_b2,
+        eps=config.adam_eps,
+        weight_decay=config.adam_weight_decay,
+    )
+    if config.gradient_clipping_threshold == 0:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.gradient_clipping_threshold), adamw)
