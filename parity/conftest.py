@@ -1,5 +1,6 @@
 """Measures every comparison, and prints or writes the results as a table."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import transformers
 from parity.cases import CASES, FRAMES
 
 TOLERANCE = 1e-4
+
+# The models are tiny: compiling them takes most of the time. Read by JAX when it first runs something.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 Agree = Callable[[str, np.ndarray, np.ndarray], None]
 

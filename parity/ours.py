@@ -1,6 +1,6 @@
 """Our side of the comparison: a model that other software saved, read and run by ours."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,9 +33,10 @@ class Ours:
         """The model's sizes."""
         return thinker_spec(self.config)
 
-    def hear(self, audio: AudioBatch) -> jax.Array:
+    @cached_property
+    def hear(self) -> Callable[[AudioBatch], jax.Array]:
         """Audio embeddings [B, A, D]."""
-        return jax.jit(partial(hear, self.spec))(self.weights, audio)
+        return partial(jax.jit(partial(hear, self.spec)), self.weights)
 
     def prompt_logits(self, prompts: PromptBatch, heard: jax.Array) -> jax.Array:
         """Logits [B, V] after each prompt."""
@@ -55,20 +56,26 @@ class Ours:
 
         return jax.jit(run)(self.weights, prompts, heard)
 
-    def log_probs(
-        self, prompts: PromptBatch, heard: jax.Array, completions: np.ndarray, temperature: float
-    ) -> jax.Array:
-        """Log-probabilities [B, G, C] of completion tokens."""
-        score = partial(
-            compute_log_probs, self.spec, audio_pad=SPECIAL.audio_pad, temperature=temperature, chunk_size=16
-        )
-        return jax.jit(score)(self.weights, prompts, heard, completions).log_probs
+    @cached_property
+    def log_probs(self) -> Callable[..., jax.Array]:
+        """Log-probabilities [B, G, C] of completion tokens, from (prompts, heard, completions, temperature)."""
+
+        def run(
+            weights: Weights, prompts: PromptBatch, heard: jax.Array, completions: np.ndarray, temperature: float
+        ) -> jax.Array:
+            sizes = {"audio_pad": SPECIAL.audio_pad, "temperature": temperature, "chunk_size": 16}
+            return compute_log_probs(self.spec, weights, prompts, heard, completions, **sizes).log_probs
+
+        return partial(jax.jit(run), self.weights)
+
+
+_PLAIN = {"use_grpo": False, "dtype": "float32", "remat_policy": "none"}
 
 
 def load(folder: Path, **settings: object) -> Ours:
     """Read a folder, with further configuration keys beside those that its config.json gives."""
     model = spec_from_published(folder)
-    config = Config.model_validate({**model.settings, "use_grpo": False, "dtype": "float32", **settings})
+    config = Config.model_validate({**model.settings, **_PLAIN, **settings})
     mesh = create_mesh(config, jax.devices()[:1])
     return Ours(config, read_published(folder, thinker_table(thinker_spec(config)), mesh, jnp.dtype(jnp.float32)))
 

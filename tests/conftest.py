@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -9,13 +10,18 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["audio_grpo.audio", "audio_grpo.model", "audio_grpo.rollout", "audio_grpo.grpo"], "beartype.beartype"
+    ["audio_grpo.audio", "audio_grpo.data", "audio_grpo.model", "audio_grpo.rollout", "audio_grpo.grpo"],
+    "beartype.beartype",
 )
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+# The same programs are compiled by many tests and by both workers.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 from audio_grpo.audio import audio_token_count
 from audio_grpo.config import Config

@@ -74,7 +74,7 @@ def test_features_equal_the_float64_reference(signal):
 
 
 @settings(deadline=None, max_examples=25)
-@given(length=st.integers(1, 20_000), seed=st.integers(0, 99), bins=st.sampled_from([40, 80, 128]))
+@given(length=st.integers(1, 20_000), seed=st.integers(0, 99), bins=st.sampled_from([40, 80, 128, 300]))
 def test_every_length_and_number_of_bins_equals_the_reference(length, seed, bins):
     samples = np.random.default_rng(seed).normal(0, 0.1, length).astype(np.float32)
     np.testing.assert_allclose(log_mel(samples, bins), _reference(samples, bins), rtol=0, atol=2e-5)

@@ -101,9 +101,9 @@ def test_a_group_equals_its_completions_run_one_by_one(model):
         """Each prompt with each completion as one ordinary causal sequence."""
         rows, columns, length = completions.shape
         sequences = np.zeros((rows, columns, 40 + length), np.int32)
-        for b, n in enumerate(prompts.true_length):
-            sequences[b, :, :n] = prompts.tokens[b, :n]
-            sequences[b, :, n : n + length] = completions[b]
+        for b, n in enumerate(np.asarray(prompts.true_length)):
+            sequences[b, :, :n] = np.asarray(prompts.tokens)[b, :n]
+            sequences[b, :, n : n + length] = np.asarray(completions)[b]
         whole = PromptBatch(
             jnp.asarray(sequences.reshape(rows * columns, -1)), jnp.repeat(prompts.true_length, columns)
         )

@@ -23,8 +23,10 @@ def group_advantages(
 
     Standard deviations have the G − 1 denominator. The 1e-4 keeps groups of equal rewards at 0.
     """
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
-    deviation = rewards.std(axis=1, ddof=1, keepdims=True)
-    scale = {"group": deviation, "batch": rewards.std(ddof=1), "none": None}[scale_rewards]
+    # In float64 the mean of equal float32 rewards is exactly their value; a rounding error would count 10⁴ times.
+    precise = rewards.astype(np.float64)
+    centred = precise - precise.mean(axis=1, keepdims=True)
+    deviation = precise.std(axis=1, ddof=1, keepdims=True)
+    scale = {"group": deviation, "batch": precise.std(ddof=1), "none": None}[scale_rewards]
     values = centred if scale is None else centred / (scale + 1e-4)
     return Advantages(values.astype(np.float32), float(deviation.mean()), float((np.ptp(rewards, axis=1) == 0).mean()))

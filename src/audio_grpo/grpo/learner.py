@@ -54,11 +54,16 @@ class Learner:
         audio_pad: int,
         temperature: float,
         chunk_size: int,
+        shardings: TrainState | None = None,
     ) -> None:
+        """`shardings` has one for each array of the state; gradients and updates keep to them."""
         self._spec = spec
         self._optimizer = optimizer
         self._loss_fn = loss_fn
         self._score_settings = {"audio_pad": audio_pad, "temperature": temperature, "chunk_size": chunk_size}
+        # Left to itself, the compiler places some results elsewhere, and each program is compiled again for them.
+        self._state_shardings = shardings
+        self._gradient_shardings = None if shardings is None else shardings.trainable
 
     def hear(self, weights: Weights, audio: AudioBatch) -> Float[Array, "B A D"]:
         """Audio embeddings of a batch, for as long as the tower stays as it is."""
@@ -101,7 +106,7 @@ class Learner:
             gradients, aux = jax.grad(loss, has_aux=True)(trainable, frozen, batch, heard)
             return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), aux
 
-        return jax.jit(program)
+        return jax.jit(program, out_shardings=(self._gradient_shardings, None))
 
     @cached_property
     def _add_program(self) -> Callable[..., dict[str, Array]]:
@@ -109,7 +114,7 @@ class Learner:
 
     @cached_property
     def _apply_program(self) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
-        return jax.jit(self._applied, donate_argnums=0)
+        return jax.jit(self._applied, donate_argnums=0, out_shardings=(self._state_shardings, None))
 
     def _scores(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
         embeddings = hear(self._spec, weights, heard) if isinstance(heard, AudioBatch) else heard

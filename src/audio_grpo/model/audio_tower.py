@@ -30,7 +30,7 @@ def audio_tower_table(spec: AudioTowerSpec) -> Table:
 
     table: dict[str, Weight] = {}
     for i, inputs in enumerate((1, channels, channels), start=1):
-        table[f"conv2d{i}.weight"] = Weight((channels, inputs, 3, 3), (None, None, None, None))
+        table[f"conv2d{i}.weight"] = Weight((channels, inputs, 3, 3), (None, None, None, None), "before_gelu")
         table[f"conv2d{i}.bias"] = vector(channels, False, "zeros")
     table["conv_out.weight"] = Weight((width, channels * spec.reduced_bins), ("audio_embed", None))
     for name in ("q_proj", "k_proj", "v_proj"):

@@ -31,8 +31,9 @@ class Weight:
     """The stacked sizes, one for each `*` of the key, then the published shape."""
     axes: tuple[str | None, ...]
     """Logical axis of each dimension, which sharding rules map to mesh axes; None is never sharded."""
-    init: Literal["fan_in", "embedding", "ones", "zeros"] = "fan_in"
-    """"fan_in": normal with variance 1 / inputs; "embedding": normal with standard deviation 0.02."""
+    init: Literal["fan_in", "before_gelu", "embedding", "ones", "zeros"] = "fan_in"
+    """Normal with standard deviation inputs^−0.5 ("fan_in"), twice that ("before_gelu", which halves small values) or
+    0.02 ("embedding"); or a constant."""
 
     @property
     def size(self) -> int:
@@ -65,8 +66,8 @@ def _draw(name: str, weight: Weight, key: Key[Array, ""]) -> Array:
         return jnp.ones(weight.shape, jnp.float32)
     if weight.init == "zeros":
         return jnp.zeros(weight.shape, jnp.float32)
-    inputs = math.prod(weight.shape[name.count("*") + 1 :])
-    deviation = 0.02 if weight.init == "embedding" else inputs**-0.5
+    scale = math.prod(weight.shape[name.count("*") + 1 :]) ** -0.5
+    deviation = {"fan_in": scale, "before_gelu": 2 * scale, "embedding": 0.02}[weight.init]
     return deviation * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), weight.shape, jnp.float32)
 
 

@@ -78,18 +78,22 @@ class Checkpoints:
         return Restored(state, json.dumps(read["data"]).encode())
 
 
+def latest_step(folder: epath.Path) -> int:
+    """Step of the newest checkpoint below `folder`, 0 where there is none."""
+    steps = ocp.path.step.checkpoint_steps(folder.resolve()) if folder.exists() else []
+    return max(steps, default=0)
+
+
 def latest_weights(folder: epath.Path, shardings: Mapping[str, Any], dtype: Any) -> dict[str, Array]:
     """Trained weights of the newest checkpoint below `folder`; empty where there is none."""
-    if not folder.exists():
+    step = latest_step(folder)
+    if not step:
         return {}
-    with ocp.CheckpointManager(folder.resolve()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return {}
-        metadata: Any = ocp.StandardCheckpointer().metadata(folder.resolve() / str(step) / "weights")
-        tree = getattr(metadata, "item_metadata", metadata)
+    with ocp.StandardCheckpointer() as reader:
+        item = ocp.path.step.build_step_path(folder.resolve(), ocp.path.step.standard_name_format(), step) / "weights"
+        tree: Any = reader.metadata(item).item_metadata
         abstract = {key: jax.ShapeDtypeStruct(tree[key].shape, dtype, sharding=shardings[key]) for key in tree}
-        return manager.restore(step, args=ocp.args.Composite(weights=ocp.args.StandardRestore(abstract)))["weights"]
+        return reader.restore(item, abstract)
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Array
 
+from audio_grpo.config import Config
 from audio_grpo.data import evaluation_batches
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import generate_offline_completions
@@ -17,7 +19,9 @@ from audio_grpo.text import get_normalizer
 from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers
 from audio_grpo.training.batches import audio_of, place, prompts_of
 from audio_grpo.training.evaluation_report import ErrorRates, EvaluationReport, Utterance
-from audio_grpo.training.session import Session
+from audio_grpo.training.run_folder import RunFolder
+from audio_grpo.training.session import Session, create_session
+from audio_grpo.training.weights import run_weights
 
 _BUCKET_ENDS = (2, 5, 10, 20)
 """Seconds."""
@@ -33,6 +37,17 @@ class _Heard:
     seconds: float
     reference: str
     scored: ScoredAnswer
+
+
+def evaluate_run(config: Config) -> EvaluationReport:
+    """Evaluate the newest weights of the configured run, and note the result in its folder where it has one."""
+    session = create_session(config)
+    run = RunFolder(epath.Path(config.base_output_directory).expanduser() / config.run_name)
+    weights, stage, step = run_weights(session, run)
+    report = Evaluator(session).run(weights, stage=stage, step=step)
+    if run.config_path.exists():
+        run.write_evaluation(report)
+    return report
 
 
 class Evaluator:

@@ -18,6 +18,7 @@ from audio_grpo.grpo import (
     grpo_loss_fn,
     token_weights,
 )
+from audio_grpo.grpo.learner import Heard
 from audio_grpo.rewards import EditCounts, RewardFunction, RewardTable, resolve_reward, score_completions
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers
@@ -36,13 +37,18 @@ def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
     trainer = create_trainer(
         config,
         "grpo",
-        partial(grpo_loss_fn, settings=LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)),
+        partial(grpo_loss_fn, settings=loss_settings(config)),
         temperature=config.decode_sampling_temperature,
         with_reference=config.grpo_beta > 0,
     )
     session = trainer.session
     engine = OfflineEngine(config, trainer.weights, mesh=session.mesh, special=session.special)
     return trainer, engine
+
+
+def loss_settings(config: Config) -> LossSettings:
+    """The configured constants of the loss."""
+    return LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)
 
 
 def train_loop(config: Config) -> RunFolder:
@@ -73,7 +79,7 @@ def grpo_step(
     rollout = generate_completions(trainer, engine, batch, step)
     clock.append(time.perf_counter())
     texts = decode_completions(trainer.session, rollout.tokens, rollout.mask)
-    table = _rewards(trainer, rewards, batch, texts)
+    table = reward_table(trainer, rewards, batch, texts)
     total = table.total(trainer.session.config.reward_weights)
     advantages = group_advantages(total, trainer.session.config.scale_rewards)
     answers = _answers(trainer, batch, texts)
@@ -98,6 +104,15 @@ def learn(
     trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages: Float32[np.ndarray, "B G"]
 ) -> tuple[LossAux, float]:
     """`num_iterations` updates on one batch of completions; returns the last one's report and gradient norm."""
+    groups, heard = learner_batch(trainer, batch, rollout, advantages)
+    reports = [update(trainer, groups, heard) for _ in range(trainer.session.config.num_iterations)]
+    return reports[-1]
+
+
+def learner_batch(
+    trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages: Float32[np.ndarray, "B G"]
+) -> tuple[GroupBatch, Heard]:
+    """What is learned from a batch of completions, with the scores that stay fixed meanwhile, and what was said."""
     config = trainer.session.config
     groups = GroupBatch(
         prompts=prompts_of(batch, config.prompt_column),
@@ -108,19 +123,19 @@ def learn(
         sampler_log_probs=rollout.log_probs,
     )
     # A tower that learns must hear within the update; a frozen one has heard already.
-    heard: Any = rollout.heard if config.freeze_audio_encoder_params else audio_of(batch)
+    heard = rollout.heard if config.freeze_audio_encoder_params else audio_of(batch)
     if trainer.reference is not None:
         reference = score(trainer, trainer.reference, groups, heard)
         groups = groups._replace(reference_log_probs=reference)
     if config.num_iterations > 1:
         groups = groups._replace(old_log_probs=score(trainer, trainer.weights, groups, heard))
-    reports = [update(trainer, groups, heard) for _ in range(config.num_iterations)]
-    return reports[-1]
+    return groups, heard
 
 
-def _rewards(
+def reward_table(
     trainer: Trainer, rewards: list[RewardFunction], batch: dict[str, Any], texts: list[list[str]]
 ) -> RewardTable:
+    """What each function pays for the texts of a batch's completions."""
     session = trainer.session
     column = session.config.prompt_column
     rows = zip(batch[column], batch[f"{column}_true_length"], strict=True)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +35,6 @@ class Trainer:
 
     session: Session
     phase: Phase
-    run: RunFolder
     learner: Learner
     frozen: dict[str, Array]
     """Weights that training leaves as they are."""
@@ -59,18 +59,17 @@ class StepResult:
 
 
 def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: float, with_reference: bool) -> Trainer:
-    """Build a phase from its starting weights, without looking for a checkpoint of its own."""
+    """Build a phase from its starting weights, without looking for a checkpoint of its own; writes nothing."""
     session = create_session(config)
-    run = RunFolder.create(config.base_output_directory, config.run_name)
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
     optimizer = create_optimizer(config)
     # The state's buffers are donated at every update, the reference's never: it needs arrays of its own.
     own = jax.tree.map(lambda x: x.copy(), trainable) if with_reference else trainable
+    shardings = _state_shardings(session, trainable, optimizer)
     return Trainer(
         session=session,
         phase=phase,
-        run=run,
         learner=Learner(
             session.spec,
             optimizer,
@@ -78,41 +77,30 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
             audio_pad=session.special.audio_pad,
             temperature=temperature,
             chunk_size=config.logits_chunk_size,
+            shardings=shardings,
         ),
         frozen={key: weights[key] for key in weights if key not in session.trainable},
         reference=weights if with_reference else None,
-        state=_sharded_state(session, own, optimizer),
+        state=jax.jit(partial(init_train_state, optimizer=optimizer), out_shardings=shardings)(own),
         data=create_audio_data_iterator(config, session.mesh),
     )
 
 
-def _sharded_state(session: Session, trainable: dict[str, Array], optimizer: Any) -> TrainState:
-    """A fresh state whose moments and master weights lie where their weights do."""
-
-    def init(trainable: dict[str, Array]) -> TrainState:
-        return init_train_state(trainable, optimizer)
+def _state_shardings(session: Session, trainable: dict[str, Array], optimizer: Any) -> Any:
+    """A sharding for each array of the state: moments and master weights lie where their weights do."""
 
     def sharding(path: Sequence[Any], _: Any) -> NamedSharding:
         keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         return session.shardings[keys[-1]] if keys else replicated(session.mesh)
 
-    shardings = jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(init, trainable))
-    return jax.jit(init, out_shardings=shardings)(trainable)
+    state = jax.eval_shape(partial(init_train_state, optimizer=optimizer), trainable)
+    return jax.tree_util.tree_map_with_path(sharding, state)
 
 
 def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[Any, float]:
-    """One optimizer step on a whole batch; returns what the loss reports and the gradient's norm.
-
-    The batch passes in `gradient_accumulation_steps` parts. Token weights are normalised over the whole batch, so the
-    parts' gradients just add up.
-    """
-    gradients, aux = None, None
-    for part, part_heard in _split(trainer, (batch, heard)):
-        part_gradients, part_aux = trainer.learner.gradients(trainer.state.trainable, trainer.frozen, part, part_heard)
-        gradients = part_gradients if gradients is None else trainer.learner.add(gradients, part_gradients)
-        aux = part_aux if aux is None else aux.merge(part_aux)
-    assert gradients is not None and aux is not None
-    trainer.state, norm = trainer.learner.apply(trainer.state, gradients)
+    """One optimizer step on a whole batch; returns what the loss reports and the gradient's norm."""
+    total, aux = gradients(trainer, batch, heard)
+    trainer.state, norm = trainer.learner.apply(trainer.state, total)
     loss = float(aux.loss)
     if not (np.isfinite(loss) and np.isfinite(float(norm))):
         raise FloatingPointError(
@@ -122,28 +110,49 @@ def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[Any, float]
     return aux, float(norm)
 
 
+def gradients(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[dict[str, Array], Any]:
+    """Gradients of a whole batch's loss with respect to the trainable weights, and what the loss reports.
+
+    The batch passes in `gradient_accumulation_steps` parts. Token weights are normalised over the whole batch, so the
+    parts' gradients just add up.
+    """
+    total, aux = None, None
+    for part, part_heard in split(trainer, (batch, heard)):
+        part_gradients, part_aux = trainer.learner.gradients(trainer.state.trainable, trainer.frozen, part, part_heard)
+        total = part_gradients if total is None else trainer.learner.add(total, part_gradients)
+        aux = part_aux if aux is None else aux.merge(part_aux)
+    assert total is not None and aux is not None
+    return total, aux
+
+
 def score(trainer: Trainer, weights: dict[str, Array], batch: GroupBatch, heard: Any) -> np.ndarray:
     """Log-probabilities of a whole batch's completions under `weights`, [B, G, C]."""
-    pieces = [trainer.learner.score(weights, *part).log_probs for part in _split(trainer, (batch, heard))]
+    pieces = [trainer.learner.score(weights, *part).log_probs for part in split(trainer, (batch, heard))]
     return np.concatenate([np.asarray(piece) for piece in pieces])
 
 
-def _split(trainer: Trainer, tree: Any) -> Any:
+def split(trainer: Trainer, tree: Any) -> Any:
+    """A batch's parts, one after the other, each placed on the mesh.
+
+    Raises:
+        UserError: a part does not divide by the mesh's shards.
+    """
     mesh, count = trainer.session.mesh, trainer.session.config.gradient_accumulation_steps
     return (place(mesh, part) for part in parts(tree, count))
 
 
 def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], int], StepResult]) -> RunFolder:
     """Run the phase's steps from its newest checkpoint, with metrics, completions, checkpoints and evaluations."""
-    config, run, phase = trainer.session.config, trainer.run, trainer.phase
+    config, phase = trainer.session.config, trainer.phase
+    run = RunFolder.create(config.base_output_directory, config.run_name)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints / phase, config))
-        done = _resume(trainer, checkpoints) if config.enable_checkpointing else 0
+        done = _resume(trainer, run, checkpoints) if config.enable_checkpointing else 0
         run.config_path.write_text(to_yaml(config))
         run.write_environment(trainer.session.devices)
         evaluator = Evaluator(trainer.session) if config.grain_eval_files else None
         if evaluator and not run.evaluations_path.exists():
-            _evaluate(trainer, evaluator, "start", 0)
+            _evaluate(trainer, run, evaluator, "start", 0)
         metrics = stack.enter_context(
             MetricsWriter(run, phase, resume_step=done, tensorboard=config.enable_tensorboard)
         )
@@ -160,18 +169,18 @@ def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], i
             if config.enable_checkpointing and (last or step % config.checkpoint_period == 0):
                 checkpoints.save(step, trainer.state, trainer.data.get_state())
             if evaluator and (last or (config.eval_interval > 0 and step % config.eval_interval == 0)):
-                _evaluate(trainer, evaluator, phase, step)
+                _evaluate(trainer, run, evaluator, phase, step)
     _tell_skipped(trainer)
     return run
 
 
-def _resume(trainer: Trainer, checkpoints: Checkpoints) -> int:
+def _resume(trainer: Trainer, run: RunFolder, checkpoints: Checkpoints) -> int:
     step = checkpoints.latest_step
     if step:
         restored = checkpoints.restore(trainer.state, trainer.session.mesh)
         trainer.state = restored.state
         trainer.data.set_state(restored.data)
-        print(f"Going on from the checkpoint of {trainer.phase} step {step} in {trainer.run.path}.", file=sys.stderr)
+        print(f"Going on from the checkpoint of {trainer.phase} step {step} in {run.path}.", file=sys.stderr)
     return step
 
 
@@ -191,9 +200,9 @@ def _timed(trainer: Trainer, train_step: Callable[..., StepResult], step: int) -
     return replace(result, metrics={**result.metrics, **timing})
 
 
-def _evaluate(trainer: Trainer, evaluator: Evaluator, stage: str, step: int) -> None:
+def _evaluate(trainer: Trainer, run: RunFolder, evaluator: Evaluator, stage: str, step: int) -> None:
     report = evaluator.run(trainer.weights, stage=stage, step=step)
-    trainer.run.write_evaluation(report)
+    run.write_evaluation(report)
     rates = report.rates
     print(f"{stage} {step}: WER {rates.wer:.2%}, CER {rates.cer:.2%} on {rates.clips} clips", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """Where a run's weights come from: a published folder, a run of ours, or chance."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -9,7 +10,7 @@ from jaxtyping import Array
 from audio_grpo.config import load_config
 from audio_grpo.errors import UserError
 from audio_grpo.model.table import initialize
-from audio_grpo.training.checkpoints import latest_weights
+from audio_grpo.training.checkpoints import latest_step, latest_weights
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import Session
 
@@ -25,9 +26,22 @@ def starting_weights(session: Session, phase: str) -> dict[str, Array]:
     return {**_base(session), **_trained(session, run, earlier)}
 
 
-def run_weights(session: Session, run: RunFolder) -> dict[str, Array]:
+class RunWeights(NamedTuple):
+    """All weights of a run, and which they are."""
+
+    weights: dict[str, Array]
+    stage: str
+    """The last phase that changed them; "start" where none has."""
+    step: int
+    """Updates done in that phase."""
+
+
+def run_weights(session: Session, run: RunFolder) -> RunWeights:
     """All weights of a run after its newest checkpoint; `session` is that of the run's own configuration."""
-    return {**_base(session), **_trained(session, run, PHASES)}
+    steps = {phase: latest_step(run.checkpoints / phase) for phase in PHASES}
+    stage = next((phase for phase in reversed(PHASES) if steps[phase]), "start")
+    weights = {**_base(session), **_trained(session, run, PHASES)}
+    return RunWeights(weights, stage, steps.get(stage, 0))
 
 
 def _base(session: Session) -> dict[str, Array]:
@@ -47,7 +61,7 @@ def _base(session: Session) -> dict[str, Array]:
 def _weights_of_run(session: Session, run: RunFolder) -> dict[str, Array]:
     origin = load_config(str(run.config_path))
     source = Session(origin, session.mesh, session.spec, session.table, session.tokenizer, session.special)
-    return run_weights(source, run)
+    return run_weights(source, run).weights
 
 
 def _trained(session: Session, run: RunFolder, phases: tuple[str, ...]) -> dict[str, Array]:

@@ -1,0 +1,141 @@
+"""The command line: one verb, one function, and no logic of its own."""
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from audio_grpo.errors import UserError
+
+app = typer.Typer(
+    help="GRPO post-training of speech models on word error rate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Make, pack and inspect data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+ConfigSource = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or a preset's name.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Keys set on top of it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def train(config: ConfigSource, overrides: Overrides = None) -> None:
+    """Post-train with GRPO."""
+    from audio_grpo.config import load_config
+    from audio_grpo.training import train_loop
+
+    _finish(train_loop(load_config(config, overrides or [])))
+
+
+@app.command()
+def sft(config: ConfigSource, overrides: Overrides = None) -> None:
+    """Warm up on transcripts, with the same data and template."""
+    from audio_grpo.config import load_config
+    from audio_grpo.training import sft_loop
+
+    _finish(sft_loop(load_config(config, overrides or [])))
+
+
+@app.command()
+def evaluate(config: ConfigSource, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Corpus WER and CER of a run's newest weights, by language and duration."""
+    from audio_grpo.config import load_config
+    from audio_grpo.tables import evaluation_table
+    from audio_grpo.training import evaluate_run
+
+    report = evaluate_run(load_config(config, overrides or []))
+    print(report.to_json() if as_json else evaluation_table(report))
+
+
+@app.command()
+def verify(config: ConfigSource, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a configuration on this machine, line by line."""
+    from audio_grpo.config import load_config
+    from audio_grpo.training.verify import verify_run
+
+    checks = verify_run(load_config(config, overrides or []))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(check) for check in checks], ensure_ascii=False))
+    else:
+        print("\n".join(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.measured}" for check in checks))
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command("config")
+def show_config(config: ConfigSource, overrides: Overrides = None) -> None:
+    """Print the resolved configuration."""
+    from audio_grpo.config import load_config, to_yaml
+
+    print(to_yaml(load_config(config, overrides or [])), end="")
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
+    """Write a run's report as one HTML file."""
+    from audio_grpo.report import build_report
+
+    print(build_report(run))
+
+
+@data.command("synthesize")
+def data_synthesize(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    kind: Annotated[
+        Literal["speech", "tones"], typer.Option(help="Spoken words, or tones that spell them.")
+    ] = "speech",
+    count: Annotated[int, typer.Option(help="Clips.")] = 32,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Make ArrayRecord data: synthetic speech with held-out speakers, or tones."""
+    from audio_grpo.data import synthesize
+
+    for split, clips in synthesize(out, kind, count, seed).items():
+        print(f"{out / split}: {clips} clips")
+
+
+@data.command("pack")
+def data_pack(
+    source: Annotated[
+        str, typer.Argument(help="JSONL, CSV, TSV, Parquet, or a folder of audio files with .txt beside.")
+    ],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    shards: Annotated[int, typer.Option(help="Files to spread the records over.")] = 1,
+) -> None:
+    """Pack clips and transcripts into ArrayRecord."""
+    from audio_grpo.data import pack
+
+    print(f"{out}: {pack(source, out, shards=shards)} records")
+
+
+@data.command("inspect")
+def data_inspect(path: Annotated[str, typer.Argument(help="A folder, file or glob.")], as_json: AsJson = False) -> None:
+    """Counts, hours, languages, lengths, and a look at some records."""
+    from audio_grpo.data import inspect
+    from audio_grpo.tables import data_table
+
+    summary = inspect(path)
+    print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False) if as_json else data_table(summary))
+
+
+def _finish(run: Any) -> None:
+    from audio_grpo.report import build_report
+
+    print(build_report(run.path))
+
+
+def main() -> None:
+    """Run a verb: exit status 0 done, 2 the user's input is at fault, 1 anything else."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every optional file that is not there
+    try:
+        app()
+    except UserError as error:
+        print(f"audio-grpo: {error}", file=sys.stderr)
+        sys.exit(2)
