@@ -117,7 +117,7 @@ def randomize(model: torch.nn.Module) -> None:
             if weight.ndim == 1:
                 weight.copy_(1 + 0.2 * noise if name.endswith("weight") else 0.2 * noise)
             elif name.endswith("embed_tokens.weight"):
-                weight.copy_(noise)
+                weight.copy_(noise * 2 * weight.shape[1] ** -0.5)
             elif name.endswith(("experts.gate_up_proj", "experts.down_proj")):
                 weight.copy_(noise * weight.shape[2] ** -0.5)
             else:

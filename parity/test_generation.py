@@ -20,9 +20,7 @@ MARGIN = 1e-3
 
 
 @pytest.mark.parametrize("case", CASES[::3], ids=lambda case: case.name)
-def test_the_engine_answers_as_the_reference_generates(
-    case: Case, tmp_path: Path, agree: Agree, equal: Agree
-) -> None:
+def test_the_engine_answers_as_the_reference_generates(case: Case, tmp_path: Path, agree: Agree, equal: Agree) -> None:
     reference = build(case)
     reference.model.save_pretrained(tmp_path)
     ours = load(
@@ -58,6 +56,6 @@ def test_the_engine_answers_as_the_reference_generates(
         answer = result.completions[0]
         equal("greedy tokens", answer.token_ids[:clear], np.asarray(tokens[:clear]))
         log_probs = torch.tensor(logits).log_softmax(-1).numpy()[np.arange(clear), tokens[:clear]]
-        agree("log-probabilities while sampling", answer.logprobs[:clear], log_probs)
+        agree("log-probabilities while sampling", answer.logprobs[:clear], log_probs, scale=1.0)
         if clear == len(tokens):
             assert len(answer.token_ids) == len(tokens)

@@ -56,7 +56,7 @@ def test_a_random_model_predicts_the_same(case: Case, tmp_path: Path, agree: Agr
         scores = ours.log_probs(padded(prompts), heard, completions, temperature)
         log_softmax = torch.tensor(expected / temperature).log_softmax(-1).numpy()
         chosen = np.take_along_axis(log_softmax, completions[..., None], axis=-1)[..., 0]
-        agree(f"log-probabilities at temperature {temperature}", np.asarray(scores), chosen)
+        agree(f"log-probabilities at temperature {temperature}", np.asarray(scores), chosen, scale=1.0)
 
 
 def _reference_logits(

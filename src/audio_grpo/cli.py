@@ -85,6 +85,75 @@ def report(run: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
     print(build_report(run))
 
 
+Checkpoint = Annotated[str, typer.Option(help="A published-layout folder, or a run of ours.")]
+Manifest = Annotated[str, typer.Option(help="Rows with `audio` and, optionally, `prompt_token_ids`.")]
+
+
+@app.command()
+def transcribe(
+    audio: Annotated[list[str], typer.Argument(help="Audio or video files.")],
+    checkpoint: Checkpoint,
+    language: Annotated[str | None, typer.Option(help="English name of the language spoken.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Instruction after the clip; for Qwen3-ASR, context.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Transcribe files."""
+    from audio_grpo import inference
+
+    for transcript in inference.transcribe(
+        inference.open_checkpoint(checkpoint), audio, language=language, prompt=prompt
+    ):
+        if transcript.finish_reason == "length":
+            print(f"audio-grpo: {transcript.audio}: the text is not whole, its tokens ran out.", file=sys.stderr)
+        name = f"{transcript.audio}: " if len(audio) > 1 else ""
+        print(json.dumps(dataclasses.asdict(transcript), ensure_ascii=False) if as_json else name + transcript.text)
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    num_generations: Annotated[int, typer.Option(min=1, help="Completions for each row.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Sample completions for each row of a manifest, as JSON lines."""
+    from audio_grpo import inference
+
+    results = inference.generate(
+        inference.open_checkpoint(checkpoint),
+        manifest,
+        num_generations=num_generations,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    for result in results:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+@app.command()
+def score(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    temperature: Annotated[float, typer.Option(min=1e-3, help="Divides the logits.")] = 1.0,
+) -> None:
+    """Log-probabilities of each row's `completion_token_ids` or `text`, as JSON lines."""
+    from audio_grpo import inference
+
+    for result in inference.score(inference.open_checkpoint(checkpoint), manifest, temperature=temperature):
+        print(json.dumps(result))
+
+
+@app.command()
+def export(run: Annotated[str, typer.Argument(help="A run's folder.")], out: Annotated[Path, typer.Argument()]) -> None:
+    """Write a run as a complete published-layout checkpoint."""
+    from audio_grpo import inference
+
+    print(inference.export(run, out))
+
+
 @data.command("synthesize")
 def data_synthesize(
     out: Annotated[Path, typer.Argument(help="A new folder.")],

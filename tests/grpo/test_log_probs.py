@@ -1,5 +1,3 @@
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +80,7 @@ def temporary_bytes(length, chunk_size, vocab=4096):
     def total(hidden, head, targets):
         return chunked_log_probs(hidden, head, targets, 1.0, chunk_size).log_probs.sum()
 
-    program = jax.jit(partial(jax.value_and_grad(total, argnums=(0, 1))))
+    program = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
     return program.lower(hidden, head, targets).compile().memory_analysis().temp_size_in_bytes
 
 

@@ -148,6 +148,17 @@ def test_without_old_log_probabilities_the_gradient_is_that_of_the_policy_gradie
     np.testing.assert_allclose(gradient, -batch.advantages[..., None] * batch.token_weights, atol=1e-7)
 
 
+def test_old_log_probabilities_that_equal_the_policy_are_those_of_the_first_iteration():
+    policy, entropy, batch = random_case(8, old=False)
+    report = jax.value_and_grad(
+        lambda x, b: run(TokenScores(x, jnp.asarray(entropy)), b, settings=SETTINGS)[0], argnums=0
+    )
+    policy = jnp.asarray(policy, jnp.float32)
+    without, stated = (report(policy, b) for b in (batch, batch._replace(old_log_probs=policy)))
+    np.testing.assert_array_equal(without[0], stated[0])
+    np.testing.assert_array_equal(without[1], stated[1])
+
+
 def test_padding_counts_nowhere():
     policy, entropy, batch = random_case(9)
     padding = ~np.asarray(batch.mask)

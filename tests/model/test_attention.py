@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from audio_grpo.model import attention
 from audio_grpo.model.attention import Membership, Segment, attend
 
 H, K, N = 4, 2, 8
@@ -23,13 +24,28 @@ def random(*shape):
 def test_segments_attend_like_their_concatenation():
     queries = random(2, 3, H, N)
     parts = [(random(2, 5, K, N), random(2, 5, K, N) + 1), (random(2, 7, K, N), random(2, 7, K, N))]
-    masks = [np.random.default_rng(i).random((2, 3, 5 + 2 * i)) < 0.6 for i in (0, 1)]
+    masks = [np.random.default_rng(i).random((2, 1, 5 + 2 * i)) < 0.6 for i in (0, 1)]
     masks[0][:, :, 0] = True
     got = attend(jnp.asarray(queries), [Segment(k, v, m) for (k, v), m in zip(parts, masks, strict=True)])
     for s in range(2):
         keys, values = (np.concatenate([part[i][s] for part in parts]) for i in (0, 1))
-        expected = softmax_attention(queries[s], keys, values, np.concatenate([m[s] for m in masks], axis=1))
+        expected = softmax_attention(
+            queries[s], keys, values, np.repeat(np.concatenate([m[s] for m in masks], axis=1), 3, axis=0)
+        )
         np.testing.assert_allclose(got[s], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("scores_at_once", [1 << 22, 80, 15])
+def test_new_positions_see_each_other_causally_in_blocks_of_any_size(monkeypatch, scores_at_once):
+    monkeypatch.setattr(attention, "_SCORES_AT_ONCE", scores_at_once)
+    queries, keys, values = random(2, 20, H, N), random(2, 20, K, N), random(2, 20, K, N) * 2
+    cached = Segment(random(2, 6, K, N), random(2, 6, K, N), np.ones((2, 1, 6), bool))
+    got = attend(jnp.asarray(queries), [cached, Segment(keys, values, None)])
+    causal = np.concatenate([np.ones((20, 6), bool), np.tril(np.ones((20, 20), bool))], axis=1)
+    for s in range(2):
+        all_keys = np.concatenate([cached.keys[s], keys[s]])
+        expected = softmax_attention(queries[s], all_keys, np.concatenate([cached.values[s], values[s]]), causal)
+        np.testing.assert_allclose(got[s], expected, atol=3e-6)
 
 
 def test_consecutive_sequences_share_a_row():

@@ -5,7 +5,7 @@ import pytest
 
 from audio_grpo.audio import audio_token_count
 from audio_grpo.model import thinker
-from audio_grpo.model.decoder import LAYERS, causal_mask, decoder_layer
+from audio_grpo.model.decoder import LAYERS, decoder_layer
 from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import scope
@@ -108,9 +108,8 @@ def test_a_group_equals_its_completions_run_one_by_one(model):
             jnp.asarray(sequences.reshape(rows * columns, -1)), jnp.repeat(prompts.true_length, columns)
         )
         stream = thinker._prompt_stream(spec, weights, whole, jnp.repeat(heard, columns, axis=0), AUDIO_PAD)
-        causal = causal_mask(stream.x.shape[1])
         x, _ = jax.lax.scan(
-            lambda x, w: (decoder_layer(spec.decoder, w, stream._replace(x=x), causal)[0], None),
+            lambda x, w: (decoder_layer(spec.decoder, w, stream._replace(x=x))[0], None),
             stream.x,
             scope(weights, LAYERS),
         )

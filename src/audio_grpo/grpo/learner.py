@@ -128,4 +128,4 @@ class Learner:
         precise: Any = optax.apply_updates(precise, updates)
         trainable = jax.tree.map(lambda value, old: value.astype(old.dtype), precise, state.trainable)
         master = None if state.master is None else precise
-        return TrainState(state.step + 1, trainable, master, optimizer), optax.global_norm(gradients)
+        return TrainState(state.step + 1, trainable, master, optimizer), optax.tree_utils.tree_norm(gradients)

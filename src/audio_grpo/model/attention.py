@@ -7,11 +7,15 @@ such as a prompt's, are a segment with R = S / W rows, stored once and read in o
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 _MASKED = -1e30
 """Score of a masked key: finite, so that a row with no key at all stays free of NaN and weighs nothing when merged."""
+
+_SCORES_AT_ONCE = 1 << 22
+"""Scores of one sequence and head beyond which queries are taken in blocks: 2,000 positions against themselves."""
 
 
 class Membership(NamedTuple):
@@ -28,8 +32,8 @@ class Segment(NamedTuple):
 
     keys: Float[Array, "R T K N"]
     values: Float[Array, "R T K N"]
-    mask: Bool[Array, "#R #Q T"]
-    """True where a query may look; one row of queries where all see the same."""
+    mask: Bool[Array, "R 1 T"] | None
+    """True for keys that may be looked at. None for a sequence's own new positions: query i sees keys up to i."""
     membership: Membership | None = None
     """None: sequences r·W … r·W + W − 1 read row r."""
 
@@ -58,12 +62,34 @@ def attend(queries: Float[Array, "S Q H N"], segments: Sequence[Segment]) -> Flo
 
 
 def _attend_segment(queries: Float[Array, "S Q H N"], segment: Segment) -> _Partial:
+    """One block of queries after another where the scores of all would not fit."""
+    length, keys = queries.shape[1], segment.keys.shape[1]
+    block = max(1, _SCORES_AT_ONCE // keys)
+    if length <= block:
+        return _attend_block(queries, segment, jnp.int32(0))
+    blocks = -(-length // block)
+    padded = jnp.pad(queries, ((0, 0), (0, blocks * block - length), (0, 0), (0, 0)))
+    split = jnp.moveaxis(padded.reshape(queries.shape[0], blocks, block, *queries.shape[2:]), 1, 0)
+    each = jax.checkpoint(lambda x: _attend_block(x[0], segment, x[1]))
+    partials = jax.lax.map(each, (split, jnp.arange(blocks) * block))
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], blocks * block, *x.shape[3:])[:, :length]
+
+    return _Partial(*map(join, partials))
+
+
+def _attend_block(queries: Float[Array, "S Q H N"], segment: Segment, first: Int[Array, ""]) -> _Partial:
+    """`first` is the first query's position among the sequence's own."""
     rows, kv_heads = segment.keys.shape[0], segment.keys.shape[2]
     _, length, heads, width = queries.shape
+    mask = segment.mask
+    if mask is None:
+        mask = (jnp.arange(segment.keys.shape[1]) <= (first + jnp.arange(length))[:, None])[None]
     by_row = queries if segment.membership is None else queries[segment.membership.members]
     members = by_row.reshape(rows, -1, length, kv_heads, heads // kv_heads, width)
     scores = jnp.einsum("rwqkhn,rtkn->rkhwqt", members, segment.keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(segment.mask[:, None, None, None], scores * width**-0.5, _MASKED)
+    scores = jnp.where(mask[:, None, None, None], scores * width**-0.5, _MASKED)
     peak = scores.max(axis=-1)
     weights = jnp.exp(scores - peak[..., None])
     total = weights.sum(axis=-1)

@@ -20,6 +20,9 @@ from audio_grpo.types import AudioBatch
 
 PREFIX = "audio_tower."
 
+_WINDOWS_AT_ONCE = 16
+"""Windows of one clip (two minutes) above which they are heard one after another: activations would not fit."""
+
 
 def audio_tower_table(spec: AudioTowerSpec) -> Table:
     """Weights of the tower."""
@@ -68,7 +71,15 @@ def hear(spec: AudioTowerSpec, weights: Weights, audio: AudioBatch, dtype: jnp.d
     windows = features.reshape(clips, bins, -1, window_frames).transpose(0, 2, 1, 3).reshape(-1, bins, window_frames)
     starts = jnp.arange(features.shape[2] // window_frames) * window_frames
     window_lengths = jnp.clip(audio.frames[:, None] - starts, 0, window_frames).reshape(-1)
-    embeddings = _embed_windows(spec, scope(weights, PREFIX), windows.astype(dtype), window_lengths)
+    w = scope(weights, PREFIX)
+
+    def embed(windows: Float[Array, "W M F"], lengths: Int[Array, "W"]) -> Float[Array, "W A D"]:
+        return _embed_windows(spec, w, windows.astype(dtype), lengths)
+
+    if len(starts) <= _WINDOWS_AT_ONCE:
+        embeddings = embed(windows, window_lengths)
+    else:
+        embeddings = jax.lax.map(lambda x: embed(x[0][None], x[1][None]), (windows, window_lengths))
     return embeddings.reshape(clips, -1, spec.output)
 
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from audio_grpo.model.attention import Segment, attend
 from audio_grpo.model.experts import experts_mlp
@@ -70,14 +69,14 @@ def _layer_table(spec: DecoderSpec) -> dict[str, Weight]:
 
 
 def decoder_layer(
-    spec: DecoderSpec, w: Weights, stream: Stream, causal: Bool[Array, "1 Q Q"], cached: Sequence[Segment] = ()
+    spec: DecoderSpec, w: Weights, stream: Stream, cached: Sequence[Segment] = ()
 ) -> tuple[Float[Array, "S Q D"], KeysValues]:
     """One layer on new positions, which attend to the cached segments and causally to each other.
 
     Returns the new hidden states and the new positions' keys and values, which a caller may keep as a segment.
     """
     new = _project(spec, w, stream)
-    own = Segment(new.keys, new.values, causal)
+    own = Segment(new.keys, new.values, None)
     attended = attend(new.queries, [*cached, own]).reshape(*stream.x.shape[:2], -1)
     x = stream.x + linear(w, "self_attn.o_proj", attended)
     y = rms_norm(x, w["post_attention_layernorm.weight"], spec.norm_eps)
@@ -107,8 +106,3 @@ def _mlp(spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"]) -> Float[Array
     if spec.experts:
         return experts_mlp(spec, w, y.reshape(-1, spec.width)).reshape(y.shape)
     return linear(w, "mlp.down_proj", jax.nn.silu(linear(w, "mlp.gate_proj", y)) * linear(w, "mlp.up_proj", y))
-
-
-def causal_mask(length: int) -> Bool[Array, "1 Q Q"]:
-    """Each position sees itself and those before it."""
-    return jnp.tril(jnp.ones((1, length, length), bool))

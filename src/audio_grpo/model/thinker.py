@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from audio_grpo.model import audio_tower
 from audio_grpo.model.attention import Segment
 from audio_grpo.model.audio_tower import audio_tower_table
-from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, causal_mask, decoder_layer, decoder_table
+from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, decoder_layer, decoder_table
 from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
 from audio_grpo.model.table import Table, Weights, scope
@@ -37,10 +37,9 @@ def prefill(
 ) -> tuple[Float[Array, "B D"], KeysValues]:
     """Run B prompts; returns the final hidden state of each last token and all keys and values [L, B, T, K, N]."""
     stream = _prompt_stream(spec, weights, prompts, heard, audio_pad)
-    causal = causal_mask(stream.x.shape[1])
 
     def layer(x: Float[Array, "B T D"], w: Weights) -> tuple[Float[Array, "B T D"], KeysValues]:
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), causal)
+        return decoder_layer(spec.decoder, w, stream._replace(x=x))
 
     x, cache = jax.lax.scan(layer, stream.x, scope(weights, LAYERS))
     return _final_norm(spec, weights, _last(x, prompts)), cache
@@ -58,7 +57,6 @@ def extend(
     Returns final hidden states and the new keys and values [L, S, Q, K, N].
     """
     stream = Stream(_embed(spec, weights, tokens), positions)
-    causal = causal_mask(tokens.shape[1])
 
     def layer(x: Float[Array, "S Q D"], scanned: tuple) -> tuple[Float[Array, "S Q D"], KeysValues]:
         w, keys_values = scanned
@@ -66,7 +64,7 @@ def extend(
             segment._replace(keys=keys, values=values)
             for segment, (keys, values) in zip(cached, keys_values, strict=True)
         ]
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), causal, segments)
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), segments)
 
     stacked = [(segment.keys, segment.values) for segment in cached]
     x, new = jax.lax.scan(layer, stream.x, (scope(weights, LAYERS), stacked))
@@ -91,13 +89,12 @@ def group_hidden(
     inputs = completions[:, :, :-1].reshape(groups * generations, length - 1)
     positions = jnp.repeat(prompts.true_length, generations)[:, None] + jnp.arange(length - 1)
     completion = Stream(_embed(spec, weights, inputs), positions)
-    prompt_causal, completion_causal = causal_mask(prompt.x.shape[1]), causal_mask(length - 1)
     real = (jnp.arange(prompt.x.shape[1]) < prompts.true_length[:, None])[:, None, :]
 
     def layer(xs: tuple[Array, Array], w: Weights) -> tuple[tuple[Array, Array], None]:
-        x, cache = decoder_layer(spec.decoder, w, prompt._replace(x=xs[0]), prompt_causal)
+        x, cache = decoder_layer(spec.decoder, w, prompt._replace(x=xs[0]))
         shared = Segment(cache.keys, cache.values, real)
-        y, _ = decoder_layer(spec.decoder, w, completion._replace(x=xs[1]), completion_causal, [shared])
+        y, _ = decoder_layer(spec.decoder, w, completion._replace(x=xs[1]), [shared])
         return (x, y), None
 
     body = jax.checkpoint(layer) if spec.remat else layer

@@ -37,14 +37,14 @@ def create_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
         UserError: the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: getattr(config, f"ici_{axis}_parallelism") for axis in MESH_AXES}
-    fixed = math.prod(size for size in sizes.values() if size > 0)
-    sizes = {axis: len(devices) // fixed if size == -1 else size for axis, size in sizes.items()}
-    if 0 in sizes.values() or math.prod(sizes.values()) != len(devices):
-        asked = " x ".join(f"ici_{axis}_parallelism {size}" for axis, size in sizes.items())
+    asked = {axis: getattr(config, f"ici_{axis}_parallelism") for axis in MESH_AXES}
+    fixed = math.prod(size for size in asked.values() if size > 0)
+    sizes = {axis: len(devices) // fixed if size == -1 else size for axis, size in asked.items()}
+    if math.prod(sizes.values()) != len(devices):
+        given = " x ".join(f"ici_{axis}_parallelism {size}" for axis, size in asked.items())
         raise UserError(
-            f"{asked} does not use exactly the {len(devices)} devices present: set one of them to -1, or make their "
-            f"product {len(devices)}."
+            f"{given} does not use exactly the {len(devices)} devices present: make the product {len(devices)}, or set "
+            f"one of them to -1 and the others to a product that divides {len(devices)}."
         )
     return Mesh(np.asarray(devices).reshape([sizes[axis] for axis in MESH_AXES]), MESH_AXES)
 

@@ -9,12 +9,10 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh
 from jaxtyping import Array
 
 from audio_grpo.config import Config
 from audio_grpo.grpo import TrainState
-from audio_grpo.parallel.mesh import replicated
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +60,9 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, like: TrainState, mesh: Mesh) -> Restored:
-        """Read the newest checkpoint into the shapes and shardings of `like`."""
-        abstract = jax.tree.map(lambda x: _abstract(x, mesh), like)
+    def restore(self, like: TrainState) -> Restored:
+        """Read the newest checkpoint into the shapes and shardings of `like`, whatever devices wrote it."""
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         read = self._manager.restore(
             self.latest_step,
             args=ocp.args.Composite(
@@ -99,9 +97,3 @@ def latest_weights(folder: epath.Path, shardings: Mapping[str, Any], dtype: Any)
 def _rest(state: TrainState) -> dict[str, Any]:
     rest = {"step": state.step, "optimizer": state.optimizer}
     return rest if state.master is None else {**rest, "master": state.master}
-
-
-def _abstract(x: Array, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Shape of a leaf; what lies on a single device, such as a counter, is restored to every device of the mesh."""
-    sharding = x.sharding if len(x.sharding.device_set) == mesh.size else replicated(mesh)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

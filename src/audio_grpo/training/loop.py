@@ -177,7 +177,7 @@ def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], i
 def _resume(trainer: Trainer, run: RunFolder, checkpoints: Checkpoints) -> int:
     step = checkpoints.latest_step
     if step:
-        restored = checkpoints.restore(trainer.state, trainer.session.mesh)
+        restored = checkpoints.restore(trainer.state)
         trainer.state = restored.state
         trainer.data.set_state(restored.data)
         print(f"Going on from the checkpoint of {trainer.phase} step {step} in {run.path}.", file=sys.stderr)

@@ -1,14 +1,18 @@
-"""Where a run's weights come from: a published folder, a run of ours, or chance."""
+"""Where a run's weights come from: a published folder, runs of ours, or chance."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 from jaxtyping import Array
 
-from audio_grpo.config import load_config
+from audio_grpo.config import Config, load_config
 from audio_grpo.errors import UserError
+from audio_grpo.model.checkpoint import read_published, spec_from_published
+from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import initialize
 from audio_grpo.training.checkpoints import latest_step, latest_weights
 from audio_grpo.training.run_folder import RunFolder
@@ -16,14 +20,6 @@ from audio_grpo.training.session import Session
 
 PHASES = ("sft", "grpo")
 """Phases of a run in their order; a later one starts from the weights of the one before."""
-
-
-def starting_weights(session: Session, phase: str) -> dict[str, Array]:
-    """All weights from which `phase` of the configured run starts, before any update of its own."""
-    config = session.config
-    run = RunFolder(epath.Path(config.base_output_directory).expanduser() / config.run_name)
-    earlier = PHASES[: PHASES.index(phase)]
-    return {**_base(session), **_trained(session, run, earlier)}
 
 
 class RunWeights(NamedTuple):
@@ -34,37 +30,95 @@ class RunWeights(NamedTuple):
     """The last phase that changed them; "start" where none has."""
     step: int
     """Updates done in that phase."""
+    trained: frozenset[str]
+    """Keys of the weights that a phase has changed since the published checkpoint or the random start."""
+    published: Path | None
+    """The published checkpoint that it all began with; None for random weights."""
+
+
+class _Origin(NamedTuple):
+    """What a run departs from: the end of its chain of `load_parameters_path`."""
+
+    published: Path | None
+    seed: int
+    runs: tuple[RunFolder, ...]
+    """Runs in between, the oldest first."""
+
+
+def starting_weights(session: Session, phase: str) -> dict[str, Array]:
+    """All weights from which `phase` of the configured run starts, before any update of its own.
+
+    Raises:
+        UserError: `load_parameters_path` is nothing to start from, or another model.
+    """
+    config = session.config
+    origin = _origin(config)
+    run = RunFolder(epath.Path(config.base_output_directory).expanduser() / config.run_name)
+    return {**_first(session, origin), **_trained(session, origin.runs), **_of_phases(session, run, _before(phase))}
 
 
 def run_weights(session: Session, run: RunFolder) -> RunWeights:
     """All weights of a run after its newest checkpoint; `session` is that of the run's own configuration."""
+    origin = _origin(session.config)
     steps = {phase: latest_step(run.checkpoints / phase) for phase in PHASES}
     stage = next((phase for phase in reversed(PHASES) if steps[phase]), "start")
-    weights = {**_base(session), **_trained(session, run, PHASES)}
-    return RunWeights(weights, stage, steps.get(stage, 0))
+    trained = _trained(session, (*origin.runs, run))
+    weights = {**_first(session, origin), **trained}
+    return RunWeights(weights, stage, steps.get(stage, 0), frozenset(trained), origin.published)
 
 
-def _base(session: Session) -> dict[str, Array]:
-    path = session.config.load_parameters_path
+def _before(phase: str) -> Sequence[str]:
+    return PHASES[: PHASES.index(phase)]
+
+
+def _origin(config: Config) -> _Origin:
+    path = config.load_parameters_path
     if path is None:
-        draw = partial(initialize, session.table, dtype=session.weight_dtype)
-        return jax.jit(draw, out_shardings=session.shardings)(jax.random.key(session.config.seed))
+        return _Origin(None, config.seed, ())
     folder = epath.Path(path).expanduser()
-    if not folder.exists():
-        raise UserError(f"load_parameters_path {path} does not exist: give a published checkpoint or a run's folder.")
     run = RunFolder(folder)
     if run.config_path.exists():
-        return _weights_of_run(session, run)
-    raise UserError(f"load_parameters_path {path} holds neither a run (config.yml) nor a published checkpoint.")
+        source = load_config(str(run.config_path))
+        _check_sizes(path, _sizes(source), _sizes(config))
+        before = _origin(source)
+        return before._replace(runs=(*before.runs, run))
+    if (folder / "config.json").exists():
+        _check_sizes(path, spec_from_published(Path(folder)).settings, config.model_dump())
+        return _Origin(Path(folder), config.seed, ())
+    raise UserError(
+        f"load_parameters_path {path} holds neither a run (config.yml) nor a published checkpoint (config.json)."
+    )
 
 
-def _weights_of_run(session: Session, run: RunFolder) -> dict[str, Array]:
-    origin = load_config(str(run.config_path))
-    source = Session(origin, session.mesh, session.spec, session.table, session.tokenizer, session.special)
-    return run_weights(source, run).weights
+def _sizes(config: Config) -> dict[str, Any]:
+    spec = thinker_spec(config)
+    return {"audio": spec.audio, "decoder": spec.decoder}
 
 
-def _trained(session: Session, run: RunFolder, phases: tuple[str, ...]) -> dict[str, Array]:
+def _check_sizes(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    differing = [f"{key} is {value} there and {ours[key]} here" for key, value in theirs.items() if value != ours[key]]
+    if differing:
+        raise UserError(
+            f"load_parameters_path {path} is another model than the configuration's: {'; '.join(differing)}. Give the "
+            "model_name that belongs to it."
+        )
+
+
+def _first(session: Session, origin: _Origin) -> dict[str, Array]:
+    if origin.published is not None:
+        return read_published(origin.published, session.table, session.mesh, session.weight_dtype)
+    draw = partial(initialize, session.table, dtype=session.weight_dtype)
+    return jax.jit(draw, out_shardings=session.shardings)(jax.random.key(origin.seed))
+
+
+def _trained(session: Session, runs: Sequence[RunFolder]) -> dict[str, Array]:
+    weights: dict[str, Array] = {}
+    for run in runs:
+        weights |= _of_phases(session, run, PHASES)
+    return weights
+
+
+def _of_phases(session: Session, run: RunFolder, phases: Sequence[str]) -> dict[str, Array]:
     weights: dict[str, Array] = {}
     for phase in phases:
         weights |= latest_weights(run.checkpoints / phase, session.shardings, session.weight_dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -107,14 +107,18 @@ class _Audio(_Section):
     scale_embedding: Literal[False] = False
 
 
-TextConfig = TypeVar("TextConfig", bound=_Text)
-
-
-class _Thinker(_Section, Generic[TextConfig]):
-    text_config: TextConfig
+class _Thinker(_Section):
     audio_config: _Audio
     tie_word_embeddings: bool | None = None
     audio_token_id: Count | None = None
+
+
+class _OmniThinker(_Thinker):
+    text_config: _ExpertText
+
+
+class _AsrThinker(_Thinker):
+    text_config: _Text
 
 
 def spec_from_published(folder: Path) -> PublishedModel:
@@ -132,7 +136,7 @@ def spec_from_published(folder: Path) -> PublishedModel:
             f"{', '.join(_FAMILIES)}."
         )
     section = "thinker_config." if "thinker_config" in raw else ""
-    schema = _Thinker[_ExpertText] if family == "qwen3_omni" else _Thinker[_Text]
+    schema = _OmniThinker if family == "qwen3_omni" else _AsrThinker
     try:
         thinker = schema.model_validate(raw["thinker_config"] if section else raw)
     except ValidationError as error:
@@ -152,7 +156,7 @@ def _unusable(path: Path, faults: list[str]) -> UserError:
     return UserError(f"{path} does not describe a model that can be read here: {'; '.join(faults)}.")
 
 
-def _contradictions(thinker: _Thinker[Any]) -> Iterator[str]:
+def _contradictions(thinker: _OmniThinker | _AsrThinker) -> Iterator[str]:
     text, audio = thinker.text_config, thinker.audio_config
     if text.num_attention_heads % text.num_key_value_heads:
         yield (
@@ -186,7 +190,7 @@ def _contradictions(thinker: _Thinker[Any]) -> Iterator[str]:
         yield f"audio_config.n_window_infer {audio.n_window_infer} is not a multiple of twice n_window {audio.n_window}"
 
 
-def _settings(family: DecoderBlock, thinker: _Thinker[Any]) -> dict[str, Any]:
+def _settings(family: DecoderBlock, thinker: _OmniThinker | _AsrThinker) -> dict[str, Any]:
     text, audio = thinker.text_config, thinker.audio_config
     ties = [tie for tie in (thinker.tie_word_embeddings, text.tie_word_embeddings) if tie is not None]
     settings = {

@@ -8,6 +8,13 @@ from audio_grpo.model.spec import AudioTowerSpec, DecoderSpec, ThinkerSpec
 from audio_grpo.types import SpecialTokens
 
 _MAX_POSITIONS = 65536
+_VISION_TOKENS = {
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+}
+"""Qwen3-Omni's; no prompt here has them, but the published software looks for them."""
 
 
 def published_config(
@@ -35,7 +42,7 @@ def published_config(
         "dtype": dtype,
     }
     if vision is not None:
-        thinker |= {"vision_config": _vision_config(vision, model_type)}
+        thinker |= _VISION_TOKENS | {"vision_config": _vision_config(vision, model_type)}
     config = {
         "architectures": [f"{name}ForConditionalGeneration"],
         "model_type": model_type,

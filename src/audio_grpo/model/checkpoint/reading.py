@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array
+from jaxtyping import Array, Int
 from rich.console import Console
 from rich.progress import Progress
 
@@ -58,7 +58,7 @@ def _read_weight(key: str, weight: Weight, tensors: _Tensors, mesh: Mesh, dtype:
 
 
 @partial(jax.jit, static_argnames="sharding", donate_argnames="whole")
-def _put_layer(*, whole: Array, part: Array, layer: int, sharding: NamedSharding) -> Array:
+def _put_layer(*, whole: Array, part: Array, layer: Int[Array, ""], sharding: NamedSharding) -> Array:
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0), sharding)
 
 

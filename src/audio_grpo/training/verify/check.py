@@ -13,9 +13,24 @@ from audio_grpo.model.spec import ThinkerSpec
 
 Value = TypeVar("Value")
 
-_ROUNDING: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 0.25}
-"""Between log-probabilities that two programs compute of the same token. In bfloat16 a logit of 16 to 32, as trained
-models have them, is rounded by up to 0.06 and hidden states carry the rounding of every layer."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """How far log-probabilities that two programs compute of the same tokens may lie apart."""
+
+    token: float
+    """Of a single token."""
+    mean: float
+    """Mean over tokens."""
+    dtype: str
+
+
+_ROUNDING: Mapping[str, Rounding] = {
+    "float32": Rounding(token=1e-4, mean=1e-4, dtype="float32"),
+    # A logit of 16 is rounded by up to 0.03, and now and then a token is sent to another expert: single tokens may
+    # differ visibly, but not many.
+    "bfloat16": Rounding(token=0.5, mean=0.02, dtype="bfloat16"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +69,8 @@ def attempt(make: Callable[[], Value]) -> Future[Value]:
     return future
 
 
-def rounding(spec: ThinkerSpec) -> float:
-    """How far two programs' log-probabilities of the same token may lie apart."""
+def rounding(spec: ThinkerSpec) -> Rounding:
+    """What rounding explains at the model's precision."""
     return _ROUNDING[spec.dtype]
 
 

@@ -41,9 +41,10 @@ def verify_run(config: Config) -> list[Check]:
     Raises:
         UserError: the run could not begin: `train` would say the same.
     """
+    rewards = [resolve_reward(name) for name in config.reward_functions]
     trainer, engine = setup_train_loop(config.model_copy(update=_PEAK_RATE))
     try:
-        return checklist(trainer, engine, [resolve_reward(name) for name in config.reward_functions])
+        return checklist(trainer, engine, rewards)
     finally:
         trainer.data.close()
 

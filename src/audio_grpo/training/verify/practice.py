@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
@@ -72,7 +73,7 @@ def probe_loss(trainer: Trainer, groups: GroupBatch, heard: Heard) -> float:
     """
     log_probs = jnp.asarray(score(trainer, trainer.weights, groups, heard))
     scores = TokenScores(log_probs, entropy=jnp.zeros_like(log_probs))
-    fixed = groups._replace(old_log_probs=groups.sampler_log_probs)
+    fixed = jax.tree.map(jnp.asarray, groups._replace(old_log_probs=groups.sampler_log_probs))
     return float(grpo_loss_fn(scores, fixed, loss_settings(trainer.session.config))[0])
 
 

@@ -1,0 +1,194 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from audio_grpo.grpo import (
+    Learner,
+    LossSettings,
+    compute_log_probs,
+    grpo_loss_fn,
+    init_train_state,
+    token_weights,
+)
+from audio_grpo.model.spec import thinker_spec
+from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch
+from conftest import AUDIO_PAD, random_weights, request_of, small_config
+
+CONFIG = small_config(num_decoder_layers=1)
+SPEC = thinker_spec(CONFIG)
+PROMPTS, GENERATIONS, LENGTH = 4, 2, 5
+TOWER = "audio_tower."
+
+
+def learner_of(optimizer=None):
+    return Learner(
+        SPEC,
+        optimizer or optax.adamw(1e-2),
+        partial(grpo_loss_fn, settings=LossSettings()),
+        audio_pad=AUDIO_PAD,
+        temperature=0.9,
+        chunk_size=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    return learner_of()
+
+
+@pytest.fixture(scope="module")
+def audio():
+    features = np.stack([np.asarray(request_of("r", 100, seed=i).audio_features) for i in range(PROMPTS)])
+    return AudioBatch(features, np.full(PROMPTS, 100, np.int32))
+
+
+@pytest.fixture(scope="module")
+def heard(learner, weights, audio):
+    return learner.hear(weights, audio)
+
+
+@pytest.fixture(scope="module")
+def batch(learner, weights, heard):
+    """Completions of 1 to 5 tokens, so that a mean over parts is not the mean over tokens."""
+    rng = np.random.default_rng(5)
+    requests = [request_of("r", 100, seed=i, text=1 + i) for i in range(PROMPTS)]
+    tokens = np.zeros((PROMPTS, 24), np.int32)
+    for row, request in zip(tokens, requests, strict=True):
+        row[: request.true_length] = request.tokens
+    shape = (PROMPTS, GENERATIONS, LENGTH)
+    mask = np.arange(LENGTH) < np.asarray([[1, 5], [2, 4], [3, 3], [5, 5]])[..., None]
+    plain = GroupBatch(
+        prompts=PromptBatch(tokens, np.asarray([r.true_length for r in requests], np.int32)),
+        completion_tokens=rng.integers(6, 200, shape).astype(np.int32),
+        mask=mask,
+        advantages=rng.normal(size=shape[:2]).astype(np.float32),
+        token_weights=token_weights(mask, "dapo"),
+    )
+    policy = np.asarray(learner.score(weights, plain, heard).log_probs)
+
+    def near_policy(deviation):
+        return policy + rng.normal(0, deviation, shape).astype(np.float32)
+
+    return plain._replace(
+        old_log_probs=near_policy(0.3), reference_log_probs=near_policy(0.5), sampler_log_probs=near_policy(0.1)
+    )
+
+
+def split(weights):
+    tower = {key: value for key, value in weights.items() if key.startswith(TOWER)}
+    return {key: value for key, value in weights.items() if key not in tower}, tower
+
+
+def copied(tree):
+    return jax.tree.map(lambda x: x.copy(), tree)
+
+
+def accumulated(learner, trainable, frozen, batch, heard, sizes):
+    """Gradients and report of a batch that passes in parts of these sizes."""
+    total = None
+    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+        part, part_heard = jax.tree.map(lambda x, end=end, size=size: x[end - size : end], (batch, heard))
+        gradients, aux = learner.gradients(trainable, frozen, part, part_heard)
+        total = (gradients, aux) if total is None else (learner.add(total[0], gradients), total[1].merge(aux))
+    return total
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 1, 1, 1), (1, 2, 1)])
+def test_any_split_of_a_batch_gives_the_same_update(learner, weights, batch, heard, sizes):
+    trainable, frozen = split(weights)
+    results = []
+    for parts in ((PROMPTS,), sizes):
+        gradients, aux = accumulated(learner, trainable, frozen, batch, heard, parts)
+        state, norm = learner.apply(init_train_state(copied(trainable), learner._optimizer), gradients)
+        results.append((gradients, aux, norm, state.trainable))
+    for key, value in results[0][0].items():
+        np.testing.assert_allclose(value, results[1][0][key], atol=1e-5 * np.abs(value).max(), err_msg=key)
+        # Adam divides by the gradient's size, so entries that are nearly 0 may step anywhere within the rate.
+        steady = np.abs(value) > 1e-3 * np.abs(value).max()
+        after = [np.asarray(result[3][key]) for result in results]
+        np.testing.assert_allclose(after[0][steady], after[1][steady], atol=1e-5, err_msg=key)
+        assert (after[0] != np.asarray(trainable[key])).any(), key
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(results[0][2], results[1][2], rtol=1e-5)
+
+
+def test_a_frozen_tower_has_neither_gradients_nor_optimizer_memory(learner, weights, batch, heard):
+    trainable, frozen = split(weights)
+    gradients, _ = learner.gradients(trainable, frozen, batch, heard)
+    assert gradients.keys() == trainable.keys()
+    assert not any(key.startswith(TOWER) for key in gradients)
+    state = init_train_state(trainable, learner._optimizer)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)
+    assert moments == 2 * sum(value.size for value in trainable.values())
+
+
+def test_a_tower_that_learns_has_gradients_everywhere(learner, weights, batch, audio):
+    gradients, _ = learner.gradients(weights, {}, batch, audio)
+    assert gradients.keys() == weights.keys()
+    for key, value in gradients.items():
+        # A constant added to all keys shifts a query's scores alike, which the softmax does not see.
+        if not key.endswith("k_proj.bias"):
+            assert np.abs(value).max() > 1e-6, key
+
+
+def test_the_decoder_learns_alike_whether_the_tower_hears_within_the_update_or_before(
+    learner, weights, batch, audio, heard
+):
+    trainable, frozen = split(weights)
+    before, aux_before = learner.gradients(trainable, frozen, batch, heard)
+    within, aux_within = learner.gradients(weights, {}, batch, audio)
+    np.testing.assert_allclose(aux_before, aux_within, rtol=1e-4, atol=1e-6)
+    for key, value in before.items():
+        np.testing.assert_allclose(value, within[key], atol=1e-5 * np.abs(value).max(), err_msg=key)
+
+
+def test_scores_are_those_of_the_weights_given(learner, weights, batch, heard):
+    """Whatever the policy became meanwhile, the reference is asked with its own weights."""
+    reference = random_weights(CONFIG, seed=1)
+    expected = jax.jit(partial(compute_log_probs, SPEC, audio_pad=AUDIO_PAD, temperature=0.9, chunk_size=1000))
+    scores = {}
+    for name, given in (("policy", weights), ("reference", reference)):
+        scores[name] = learner.score(given, batch, heard).log_probs
+        at_once = expected(given, batch.prompts, heard, batch.completion_tokens).log_probs
+        np.testing.assert_allclose(scores[name], at_once, atol=1e-5)
+    assert np.abs(scores["policy"] - scores["reference"]).min() > 1e-4
+
+
+def test_small_updates_of_bfloat16_weights_are_not_lost_in_rounding():
+    """One step of 10⁻⁴ is a fortieth of what bfloat16 resolves at 1; a hundred of them are 0.01."""
+    learner, gradients = learner_of(optax.sgd(1e-4)), {"w": jnp.ones(3)}
+    state = init_train_state({"w": jnp.ones(3, jnp.bfloat16)}, learner._optimizer)
+    state, _ = learner.apply(state, gradients)
+    assert (state.trainable["w"] == 1).all()
+    for _ in range(99):
+        state, _ = learner.apply(state, gradients)
+    assert state.trainable["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(state.master["w"], 0.99, rtol=1e-5)
+    np.testing.assert_array_equal(state.trainable["w"], jnp.bfloat16(0.99))
+    assert state.step == 100
+
+
+def test_moments_of_bfloat16_weights_are_float32():
+    state = init_train_state({"w": jnp.ones(3, jnp.bfloat16)}, optax.adam(1e-3))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim} == {jnp.dtype("float32")}
+
+
+def test_float32_weights_need_no_master_copy():
+    assert init_train_state({"w": jnp.ones(3)}, optax.adam(1e-3)).master is None
+
+
+def test_the_norm_told_is_that_before_clipping():
+    learner = learner_of(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)))
+    state = init_train_state({"a": jnp.zeros(1), "b": jnp.zeros(1)}, learner._optimizer)
+    state, norm = learner.apply(state, {"a": jnp.asarray([3.0]), "b": jnp.asarray([4.0])})
+    assert norm == 5
+    np.testing.assert_allclose([state.trainable["a"][0], state.trainable["b"][0]], [-0.6, -0.8], rtol=1e-6)
