@@ -21,9 +21,7 @@ GREEDY = 6
 
 
 def _case(name: str, family: DecoderBlock, *, experts: int, tied: bool) -> Case:
-    audio = AudioTowerSpec(
-        width=16, layers=2, heads=2, ffn=24, channels=3, output=24, mel_bins=16, window_frames=200
-    )
+    audio = AudioTowerSpec(width=16, layers=2, heads=2, ffn=24, channels=3, output=24, mel_bins=16, window_frames=200)
     decoder = DecoderSpec(
         layers=2,
         width=24,
@@ -81,7 +79,9 @@ def make_log_mel() -> None:
     sound = 0.4 * np.sin(2 * np.pi * (200 + 3000 * time) * time) + 0.05 * rng.normal(size=8000)
     samples = (sound * 32767).astype(np.int16)
     extractor = WhisperFeatureExtractor(feature_size=128)
-    features = extractor(samples / np.float32(32768), sampling_rate=16_000, truncation=False, return_tensors="np")
+    features = extractor(
+        samples / np.float32(32768), sampling_rate=16_000, truncation=False, padding=False, return_tensors="np"
+    )
     np.savez_compressed(GOLDEN / "log_mel.npz", samples=samples, features=features.input_features[0])
 
 

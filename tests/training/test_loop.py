@@ -24,7 +24,7 @@ from audio_grpo.training.weights import run_weights, starting_weights
 # The package's attribute of this name is the function.
 sft_module = import_module("audio_grpo.training.sft_loop")
 
-STEPS = 4
+SFT_STEPS, STEPS = 3, 4
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 compiled: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(lambda event, _, **__: compiled.append(event))
@@ -45,6 +45,10 @@ def config_of(folder, **changes):
 def plain(folder, **changes):
     """A run that only learns."""
     return config_of(folder, grain_eval_files=None, enable_checkpointing=False, **changes)
+
+
+def supervised(config):
+    return sft_loop(config.model_copy(update={"steps": SFT_STEPS}))
 
 
 def weights_of(config):
@@ -71,7 +75,7 @@ def whole(folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpo_loop, "grpo_step", counting)
-        sft_loop(config)
+        supervised(config)
         run = train_loop(config)
     return config, run, counts
 
@@ -81,15 +85,15 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     names = {"checkpoints", "clips", "completions.jsonl", "config.yml", "environment.json", "evaluations.jsonl"}
     assert {path.name for path in run.path.iterdir()} == names | {"metrics.jsonl"}
     assert [(m["phase"], m["step"]) for m in metrics_of(run)] == [
-        (phase, step) for phase in ("sft", "grpo") for step in range(1, STEPS + 1)
+        (phase, step) for phase, last in (("sft", SFT_STEPS), ("grpo", STEPS)) for step in range(1, last + 1)
     ]
     assert [(e["stage"], e["step"]) for e in rows(run.evaluations_path)] == [
-        ("start", 0), ("sft", 2), ("sft", 4), ("grpo", 2), ("grpo", 4),
+        ("start", 0), ("sft", 2), ("sft", 3), ("grpo", 2), ("grpo", 4),
     ]  # fmt: skip
     completions = rows(run.completions_path)
     assert [c["step"] for c in completions] == [step for step in range(1, STEPS + 1) for _ in range(3)]
     assert {c["audio"] for c in completions} == {path.name for path in run.clips.iterdir()}
-    assert (latest_step(run.checkpoints / "sft"), latest_step(run.checkpoints / "grpo")) == (STEPS, STEPS)
+    assert (latest_step(run.checkpoints / "sft"), latest_step(run.checkpoints / "grpo")) == (SFT_STEPS, STEPS)
     assert json.loads(run.environment_path.read_text())["devices"].startswith("4 x")
 
 
@@ -97,7 +101,7 @@ def test_every_number_of_a_run_is_finite_and_what_it_says(whole):
     _, run, _ = whole
     for metrics in metrics_of(run):
         assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, float)), metrics
-    first = metrics_of(run)[STEPS]
+    first = metrics_of(run)[SFT_STEPS]
     assert first["phase"] == "grpo"
     assert first["reward"] == first["rewards/asr_wer_reward/mean"]
     assert first["completions/min_length"] <= first["completions/mean_length"] <= first["completions/max_length"] <= 12
@@ -123,14 +127,15 @@ def test_grpo_starts_from_what_supervised_training_learned_and_the_frozen_tower_
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, folder, monkeypatch):
-    """Both phases stop after step 3 and go on from the checkpoint of step 2."""
+    """Both phases stop before their last step and go on from the checkpoint of step 2."""
     config, uninterrupted, _ = whole
     config = config.model_copy(update={"run_name": "interrupted"})
-    for module, name, run in ((sft_module, "sft_step", sft_loop), (grpo_loop, "grpo_step", train_loop)):
+    phases = ((sft_module, "sft_step", supervised, SFT_STEPS), (grpo_loop, "grpo_step", train_loop, STEPS))
+    for module, name, run, last in phases:
         step = getattr(module, name)
 
-        def stopping(*args, step=step):
-            if args[-1] == STEPS:
+        def stopping(*args, step=step, last=last):
+            if args[-1] == last:
                 raise KeyboardInterrupt
             return step(*args)
 
@@ -150,7 +155,7 @@ def test_a_finished_run_that_is_started_again_changes_nothing(whole):
     config, run, _ = whole
     files = (run.metrics_path, run.completions_path, run.evaluations_path, run.config_path)
     before = [path.read_text() for path in files]
-    sft_loop(config)
+    supervised(config)
     train_loop(config)
     assert [path.read_text() for path in files] == before
 

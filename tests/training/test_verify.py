@@ -34,11 +34,11 @@ LINES = [
     "sampler and learner agree",
     "rewards are finite",
     "audio tower learns only if configured",
-    "audio tower can learn",
     "loss is finite",
     "loss changes",
     "weights change unless frozen",
     "memory suffices",
+    "audio tower can learn",
 ]
 STEPS_TAKEN = {"loss is finite", "loss changes", "weights change unless frozen"}
 WER = [resolve_reward("asr_wer_reward")]

@@ -135,6 +135,8 @@ def decode_burst(
     membership: Membership,
 ) -> DecodeState:
     """Draw up to `steps` tokens in every active slot; ends early when none is active."""
+    # Once for the burst: within the loop, narrower weights would be widened again for every token.
+    weights = {key: value.astype(state.slots.hidden.dtype) for key, value in weights.items()}
 
     def more(carry: tuple[Int[Array, ""], Slots]) -> Bool[Array, ""]:
         return (carry[0] < steps) & carry[1].active.any()
@@ -158,8 +160,7 @@ def _decode_step(
     slots: Slots,
 ) -> Slots:
     """Draw a token from each slot's hidden state, then run it to the next hidden state."""
-    head = output_head(weights).astype(slots.hidden.dtype)
-    logits = jnp.einsum("sd,vd->sv", slots.hidden, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("sd,vd->sv", slots.hidden, output_head(weights), preferred_element_type=jnp.float32)
     uniform = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position)))
     tokens, log_probs = sample(sampling, logits, allowed, uniform(slots.key, slots.length))
 

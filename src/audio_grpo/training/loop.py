@@ -61,6 +61,8 @@ class StepResult:
 def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: float, with_reference: bool) -> Trainer:
     """Build a phase from its starting weights, without looking for a checkpoint of its own; writes nothing."""
     session = create_session(config)
+    # Before the weights, which may take minutes: data that can not be read is told at once.
+    data = create_audio_data_iterator(config, session.mesh)
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
     optimizer = create_optimizer(config)
@@ -82,7 +84,7 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
         frozen={key: weights[key] for key in weights if key not in session.trainable},
         reference=weights if with_reference else None,
         state=jax.jit(partial(init_train_state, optimizer=optimizer), out_shardings=shardings)(own),
-        data=create_audio_data_iterator(config, session.mesh),
+        data=data,
     )
 
 
@@ -156,14 +158,16 @@ def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], i
         metrics = stack.enter_context(
             MetricsWriter(run, phase, resume_step=done, tensorboard=config.enable_tensorboard)
         )
-        completions = CompletionsWriter(run, resume_step=done)
+        # Supervised steps sample nothing, and leave what GRPO has sampled as it is.
+        completions = CompletionsWriter(run, resume_step=done) if phase == "grpo" else None
         progress = stack.enter_context(Progress(phase, config.steps, done=done))
         stack.callback(trainer.data.close)
         for step in range(done + 1, config.steps + 1):
             result = _timed(trainer, train_step, step)
             metrics.write(step, result.metrics)
-            for completion, samples in result.completions:
-                completions.write(completion, samples)
+            if completions:
+                for completion, samples in result.completions:
+                    completions.write(completion, samples)
             progress.update(step, result.metrics)
             last = step == config.steps
             if config.enable_checkpointing and (last or step % config.checkpoint_period == 0):

@@ -58,7 +58,8 @@ class _Text(_Section):
     rms_norm_eps: Annotated[float, Field(gt=0, lt=1)]
     hidden_act: Literal["silu"] = "silu"
     attention_bias: Literal[False] = False
-    use_sliding_window: Literal[False] = False
+    use_sliding_window: Literal[False] | None = None
+    sliding_window: int | None = None
     layer_types: list[Literal["full_attention"]] | None = None
     rope_theta: Theta | None = None
     rope_scaling: _Rope | None = None
@@ -163,6 +164,8 @@ def _contradictions(thinker: _OmniThinker | _AsrThinker) -> Iterator[str]:
             f"text_config.num_attention_heads {text.num_attention_heads} is not a multiple of num_key_value_heads "
             f"{text.num_key_value_heads}"
         )
+    if text.sliding_window is not None and text.use_sliding_window is None:
+        yield f"text_config.sliding_window {text.sliding_window} asks for attention that is not supported; write null"
     if text.head_width % 2:
         yield f"text_config.head_dim {text.head_width} is odd"
     for rope in text.ropes:

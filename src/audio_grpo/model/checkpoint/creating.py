@@ -14,7 +14,7 @@ from audio_grpo.model.checkpoint.config_json import published_config
 from audio_grpo.model.checkpoint.folder import EMBEDDING, HEAD, INDEX
 from audio_grpo.model.checkpoint.tensor_file import header_bytes
 from audio_grpo.model.checkpoint.vision import VisionSpec, smallest_vision, vision_table
-from audio_grpo.model.checkpoint.writing import HostWeights, appearing_folder
+from audio_grpo.model.checkpoint.writing import HostWeights, appearing_folder, as_bytes
 from audio_grpo.model.spec import ThinkerSpec
 from audio_grpo.model.table import Table, Weights, initialize, published_names
 from audio_grpo.model.thinker import thinker_table
@@ -101,7 +101,7 @@ def _shards(table: Table, capacity: int) -> Iterator[list[_Tensor]]:
 
 
 def _write_file(path: Path | None, shard: Sequence[_Tensor], dtype: np.dtype, host: HostWeights) -> None:
-    values = (host.tensor(tensor.key, tensor.index).astype(dtype).tobytes() for tensor in shard)
+    values = (as_bytes(host.tensor(tensor.key, tensor.index), dtype) for tensor in shard)
     if path is None:
         for _ in values:
             pass

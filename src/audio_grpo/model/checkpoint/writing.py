@@ -84,6 +84,11 @@ def _fetch(array: Array, layer: int | None = None) -> np.ndarray:
     return np.asarray(part if part.is_fully_addressable else process_allgather(part, tiled=True))
 
 
+def as_bytes(values: np.ndarray, dtype: np.dtype) -> memoryview:
+    """What a file holds of values cast to `dtype`."""
+    return np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8).data
+
+
 def _write_file(file: TensorFile, folder: Path | None, origins: Origins, host: HostWeights) -> None:
     tensors = [single for tensor in file.tensors for single in single_tensors(tensor)]
     if folder is None:
@@ -95,8 +100,7 @@ def _write_file(file: TensorFile, folder: Path | None, origins: Origins, host: H
         out.write(file.read(0, file.data_start))
         for tensor in tensors:
             if tensor.name in origins:
-                values = host.tensor(*origins[tensor.name])
-                out.write(values.astype(FLOAT_DTYPES[tensor.dtype]).tobytes())
+                out.write(as_bytes(host.tensor(*origins[tensor.name]), FLOAT_DTYPES[tensor.dtype]))
             else:
                 out.writelines(tensor.chunks())
 
