@@ -83,7 +83,9 @@ def _preface() -> Iterator[str]:
         f"`make parity` compares {len(CASES)} models of random shapes and random weights (Qwen3-Omni's thinker with "
         f"experts and dense, Qwen3-ASR tied and untied) and {len(FRAMES)} clip lengths with transformers "
         f"{transformers.__version__} in float32 on a CPU. Differences are relative to the reference's largest value, "
-        f"those of log-mel features and of log-probabilities absolute; the limit is {TOLERANCE:g}."
+        f"those of log-mel features and of log-probabilities absolute; the limit is {TOLERANCE:g}. "
+        "The published log-mel computes spectra in float32, which is nearly all of that difference. "
+        "`.parity/bin/python -m pytest parity --table docs/parity.md` writes this page."
     )
     yield ""
 

@@ -147,11 +147,15 @@ def score(
 
 
 @app.command()
-def export(run: Annotated[str, typer.Argument(help="A run's folder.")], out: Annotated[Path, typer.Argument()]) -> None:
-    """Write a run as a complete published-layout checkpoint."""
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    adapter_only: Annotated[bool, typer.Option("--adapter-only", help="Write the LoRA adapters as PEFT does.")] = False,
+) -> None:
+    """Write a run as a complete published-layout checkpoint, its adapters merged."""
     from audio_grpo import inference
 
-    print(inference.export(run, out))
+    print((inference.export_adapters if adapter_only else inference.export)(run, out))
 
 
 @data.command("synthesize")

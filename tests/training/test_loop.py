@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_runs import kept_programs, metrics_of, tiny_config, with_tones
 
+from audio_grpo.errors import UserError
 from audio_grpo.grpo import Rollout
 from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.rewards import resolve_reward
@@ -160,6 +161,27 @@ def test_a_finished_run_that_is_started_again_changes_nothing(whole):
     assert [path.read_text() for path in files] == before
 
 
+def test_a_run_can_start_from_another_runs_weights(whole, folder):
+    config, run, _ = whole
+    further = config.model_copy(update={"run_name": "further", "load_parameters_path": str(run.path), "seed": 9})
+    start, expected = starting_weights(create_session(further), "sft"), weights_of(config)
+    for key, value in start.items():
+        np.testing.assert_array_equal(value, expected[key], err_msg=key)
+
+
+def test_weights_of_another_model_are_refused(whole):
+    config, run, _ = whole
+    other = config.model_copy(update={"load_parameters_path": str(run.path), "num_decoder_layers": 2})
+    with pytest.raises(UserError, match="is another model than the configuration's: .* Give the model_name"):
+        starting_weights(create_session(other), "sft")
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(folder):
+    config = plain(folder, run_name="odd", per_device_batch_size=1.5)
+    with pytest.raises(UserError, match="A batch of 6 prompts does not divide over 4 devices: set per_device_batch"):
+        sft_loop(config)
+
+
 @pytest.fixture(scope="module")
 def on_mesh(folder):
     """Runs three GRPO steps on a mesh; gives each step's metrics and sampled tokens."""
@@ -211,7 +233,7 @@ def test_a_rate_of_zero_leaves_every_weight_as_it_is(folder):
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(folder):
     config = config_of(folder, run_name="nan", learning_rate=1e30, checkpoint_period=1, grain_eval_files=None)
-    with pytest.raises(FloatingPointError, match="Step 2 has loss nan and gradient norm nan: lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="Update 2 has loss nan and gradient norm nan: lower learning_rate"):
         sft_loop(config)
     run = RunFolder.open(f"{config.base_output_directory}/nan")
     assert [metrics["step"] for metrics in metrics_of(run)] == [1]

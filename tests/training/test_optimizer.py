@@ -45,6 +45,18 @@ def test_without_a_warm_up_the_first_rate_is_the_full_one():
     np.testing.assert_allclose(rates(warmup_steps_fraction=0.0), 10 * [1.0])
 
 
+def test_the_updates_of_one_step_share_its_rate():
+    """Where the gradient is constant, Adam moves by the rate: warm-up in the first of two steps, then the full rate."""
+    config = Config(steps=2, learning_rate=1.0, warmup_steps_fraction=0.5, gradient_clipping_threshold=0.0)
+    optimizer = create_optimizer(config, updates_per_step=3)
+    weights, moved = jnp.zeros(1), []
+    state = optimizer.init(weights)
+    for _ in range(6):
+        change, state = optimizer.update(jnp.ones(1), state, weights)
+        moved.append(-float(change[0]))
+    np.testing.assert_allclose(moved, 3 * [0.5] + 3 * [1.0], rtol=1e-5)
+
+
 def test_the_linear_schedule_falls_evenly_after_the_warm_up():
     expected = [0.25, 0.5, 0.75] + [1 - 0.8 * n / 7 for n in range(7)]
     np.testing.assert_allclose(

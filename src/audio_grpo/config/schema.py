@@ -112,6 +112,17 @@ class FreezeKeys(_Section):
     freeze_vision_encoder_params: bool = True
 
 
+class LoraKeys(_Section):
+    """Low-rank adapters: the only weights that learn where there are any."""
+
+    lora_rank: NonNegative = 0
+    """0 trains the weights themselves."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapters' product is multiplied by `lora_alpha` / `lora_rank`."""
+    lora_target_modules: list[str] = ["model.layers.*.self_attn.*_proj"]
+    """Patterns of published names, with * for indices."""
+
+
 class PromptKeys(_Section):
     """The conversation around a clip, and its tokens."""
 
@@ -287,6 +298,7 @@ class Config(
     DecoderKeys,
     AudioTowerKeys,
     FreezeKeys,
+    LoraKeys,
     PromptKeys,
     DataKeys,
     RewardKeys,

@@ -1,16 +1,25 @@
-"""A run as a complete published-layout checkpoint."""
+"""A run as a complete published-layout checkpoint, or its adapters as a PEFT folder."""
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from audio_grpo.config import load_config
+from audio_grpo.errors import UserError
 from audio_grpo.model.checkpoint import create_published, write_published
+from audio_grpo.model.checkpoint.writing import appearing_folder
+from audio_grpo.model.lora import A, B, merge_adapters
+from audio_grpo.model.table import published_names
 from audio_grpo.training.run_folder import RunFolder
-from audio_grpo.training.session import create_session
-from audio_grpo.training.weights import run_weights
+from audio_grpo.training.session import Session, create_session
+from audio_grpo.training.weights import RunWeights, run_weights
 
 
 def export(run_path: str, out: Path) -> Path:
-    """Write a run's newest weights to `out`, with the tokenizer.
+    """Write a run's newest weights to `out`, adapters merged, with the tokenizer.
 
     Where the run departed from a published checkpoint, everything that training did not touch is carried over byte
     for byte; otherwise the folder is made whole.
@@ -18,12 +27,50 @@ def export(run_path: str, out: Path) -> Path:
     Raises:
         UserError: `run_path` is no run, or `out` exists.
     """
-    run = RunFolder.open(run_path)
-    session = create_session(load_config(str(run.config_path)))
-    found = run_weights(session, run)
+    session, found = _open(run_path)
+    weights = merge_adapters(found.weights, session.spec.lora_scale)
     if found.published is not None:
-        write_published(found.weights, session.table, out, source=found.published, changed=found.trained)
+        changed = {key.replace(A, ".weight").replace(B, ".weight") for key in found.trained}
+        write_published(weights, session.base, out, source=found.published, changed=changed)
         return out
-    create_published(found.weights, session.spec, out, family=session.config.decoder_block, special=session.special)
+    create_published(weights, session.spec, out, family=session.config.decoder_block, special=session.special)
     session.tokenizer.backend.save(str(out / "tokenizer.json"))
     return out
+
+
+def export_adapters(run_path: str, out: Path) -> Path:
+    """Write a run's adapters to `out` as PEFT does: adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        UserError: `run_path` is no run, has no adapters, or `out` exists.
+    """
+    session, found = _open(run_path)
+    config = session.config
+    if not session.adapters:
+        raise UserError(f"{run_path} has no adapters, its lora_rank is 0: export it without --adapter-only.")
+    tensors = {}
+    for key, weight in session.adapters.items():
+        value = np.asarray(found.weights[key].astype("float32"))
+        for name, index in published_names(key, weight):
+            tensors[f"base_model.model.thinker.{name}"] = np.ascontiguousarray(value[index])
+    adapted = [re.escape(f"thinker.{key.removesuffix(A)}") for key in session.adapters if key.endswith(A)]
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": config.load_parameters_path,
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": "|".join(adapted).replace(r"\*", r"\d+"),
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+    with appearing_folder(out) as folder:
+        if folder is not None:
+            save_file(tensors, str(folder / "adapter_model.safetensors"))
+            (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return out
+
+
+def _open(run_path: str) -> tuple[Session, RunWeights]:
+    run = RunFolder.open(run_path)
+    session = create_session(load_config(str(run.config_path)))
+    return session, run_weights(session, run)

@@ -8,10 +8,16 @@ from audio_grpo.model.table import Weights
 
 
 def linear(weights: Weights, name: str, x: Float[Array, "*N D"]) -> Float[Array, "*N O"]:
-    """`x` times the transposed `{name}.weight` [O, D], plus `{name}.bias` where there is one."""
-    y = jnp.einsum("...d,od->...o", x, weights[f"{name}.weight"].astype(x.dtype))
+    """`x` times the transposed `{name}.weight` [O, D], plus `{name}.bias` and the adapter's part where there are."""
+    y = _product(x, weights[f"{name}.weight"])
+    if f"{name}.lora_A.weight" in weights:
+        y = y + _product(_product(x, weights[f"{name}.lora_A.weight"]), weights[f"{name}.lora_B.weight"])
     bias = weights.get(f"{name}.bias")
     return y if bias is None else y + bias.astype(x.dtype)
+
+
+def _product(x: Float[Array, "*N D"], weight: Float[Array, "O D"]) -> Float[Array, "*N O"]:
+    return jnp.einsum("...d,od->...o", x, weight.astype(x.dtype))
 
 
 def rms_norm(x: Float[Array, "*N D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*N D"]:

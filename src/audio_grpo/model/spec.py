@@ -75,6 +75,8 @@ class ThinkerSpec:
     """Of activations and matrix products."""
     remat: bool = True
     """Recompute each layer in the backward pass."""
+    lora_scale: float = 1.0
+    """alpha / rank of the adapters, where the weights have any."""
 
 
 def thinker_spec(config: Config) -> ThinkerSpec:
@@ -110,6 +112,7 @@ def thinker_spec(config: Config) -> ThinkerSpec:
         ),
         dtype=resolve_dtype(config.dtype),
         remat=config.remat_policy == "full",
+        lora_scale=config.lora_alpha / max(1, config.lora_rank),
     )
 
 

@@ -12,6 +12,7 @@ from audio_grpo.model.attention import Segment
 from audio_grpo.model.audio_tower import audio_tower_table
 from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, decoder_layer, decoder_table
 from audio_grpo.model.layers import rms_norm
+from audio_grpo.model.lora import scaled
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
 from audio_grpo.model.table import Table, Weights, scope
 from audio_grpo.types import AudioBatch, PromptBatch
@@ -29,7 +30,7 @@ def output_head(weights: Weights) -> Float[Array, "V D"]:
 
 def hear(spec: ThinkerSpec, weights: Weights, audio: AudioBatch) -> Float[Array, "B A D"]:
     """Embed B clips with the audio tower; see `audio_tower.hear`."""
-    return audio_tower.hear(spec.audio, weights, audio, compute_dtype(spec))
+    return audio_tower.hear(spec.audio, scaled(weights, spec.lora_scale), audio, compute_dtype(spec))
 
 
 def prefill(
@@ -41,7 +42,7 @@ def prefill(
     def layer(x: Float[Array, "B T D"], w: Weights) -> tuple[Float[Array, "B T D"], KeysValues]:
         return decoder_layer(spec.decoder, w, stream._replace(x=x))
 
-    x, cache = jax.lax.scan(layer, stream.x, scope(weights, LAYERS))
+    x, cache = jax.lax.scan(layer, stream.x, _layers(spec, weights))
     return _final_norm(spec, weights, _last(x, prompts)), cache
 
 
@@ -67,7 +68,7 @@ def extend(
         return decoder_layer(spec.decoder, w, stream._replace(x=x), segments)
 
     stacked = [(segment.keys, segment.values) for segment in cached]
-    x, new = jax.lax.scan(layer, stream.x, (scope(weights, LAYERS), stacked))
+    x, new = jax.lax.scan(layer, stream.x, (_layers(spec, weights), stacked))
     return _final_norm(spec, weights, x), new
 
 
@@ -98,10 +99,15 @@ def group_hidden(
         return (x, y), None
 
     body = jax.checkpoint(layer) if spec.remat else layer
-    (x, y), _ = jax.lax.scan(body, (prompt.x, completion.x), scope(weights, LAYERS))
+    (x, y), _ = jax.lax.scan(body, (prompt.x, completion.x), _layers(spec, weights))
     first = jnp.broadcast_to(_last(x, prompts)[:, None, None], (groups, generations, 1, x.shape[-1]))
     hidden = jnp.concatenate([first, y.reshape(groups, generations, length - 1, -1)], axis=2)
     return _final_norm(spec, weights, hidden)
+
+
+def _layers(spec: ThinkerSpec, weights: Weights) -> Weights:
+    """The decoder layers' weights under their names within a layer, stacked for a scan."""
+    return scaled(scope(weights, LAYERS), spec.lora_scale)
 
 
 def _prompt_stream(

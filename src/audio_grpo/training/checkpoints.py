@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Array
 
 from audio_grpo.config import Config
+from audio_grpo.errors import UserError
 from audio_grpo.grpo import TrainState
 
 
@@ -90,6 +91,12 @@ def latest_weights(folder: epath.Path, shardings: Mapping[str, Any], dtype: Any)
     with ocp.StandardCheckpointer() as reader:
         item = ocp.path.step.build_step_path(folder.resolve(), ocp.path.step.standard_name_format(), step) / "weights"
         tree: Any = reader.metadata(item).item_metadata
+        unknown = sorted(set(tree) - set(shardings))
+        if unknown:
+            raise UserError(
+                f"{folder} has weights that the configuration does not, such as {unknown[0]}: set lora_rank and "
+                "lora_target_modules as they were, or merge the adapters with `audio-grpo export` and start from that."
+            )
         abstract = {key: jax.ShapeDtypeStruct(tree[key].shape, dtype, sharding=shardings[key]) for key in tree}
         return reader.restore(item, abstract)
 

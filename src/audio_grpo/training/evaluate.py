@@ -43,8 +43,9 @@ def evaluate_run(config: Config) -> EvaluationReport:
     """Evaluate the newest weights of the configured run, and note the result in its folder where it has one."""
     session = create_session(config)
     run = RunFolder(epath.Path(config.base_output_directory).expanduser() / config.run_name)
+    evaluator = Evaluator(session)
     found = run_weights(session, run)
-    report = Evaluator(session).run(found.weights, stage=found.stage, step=found.step)
+    report = evaluator.run(found.weights, stage=found.stage, step=found.step)
     if run.config_path.exists():
         run.write_evaluation(report)
     return report

@@ -65,7 +65,7 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
     data = create_audio_data_iterator(config, session.mesh)
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
-    optimizer = create_optimizer(config)
+    optimizer = create_optimizer(config, config.num_iterations if phase == "grpo" else 1)
     # The state's buffers are donated at every update, the reference's never: it needs arrays of its own.
     own = jax.tree.map(lambda x: x.copy(), trainable) if with_reference else trainable
     shardings = _state_shardings(session, trainable, optimizer)
@@ -106,8 +106,8 @@ def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[Any, float]
     loss = float(aux.loss)
     if not (np.isfinite(loss) and np.isfinite(float(norm))):
         raise FloatingPointError(
-            f"Step {int(trainer.state.step)} has loss {loss} and gradient norm {float(norm)}: lower learning_rate or "
-            "look at the batch's rewards; the last checkpoint is from before this step."
+            f"Update {int(trainer.state.step)} has loss {loss} and gradient norm {float(norm)}: lower learning_rate or "
+            "look at the batch's rewards; the last checkpoint is from before it."
         )
     return aux, float(norm)
 

@@ -6,7 +6,7 @@ from audio_grpo.config import Config
 
 
 def learning_rate_schedule(config: Config) -> optax.Schedule:
-    """Rate by update: up from 0 over `warmup_steps_fraction` of the steps, then constant, linear or cosine."""
+    """Rate by step, from 0 on: up from 0 over `warmup_steps_fraction` of the steps, then constant, linear or cosine."""
     warmup = round(config.warmup_steps_fraction * config.steps)
     peak, rest = config.learning_rate, max(1, config.steps - warmup)
     final = config.cosine_learning_rate_final_fraction
@@ -15,14 +15,15 @@ def learning_rate_schedule(config: Config) -> optax.Schedule:
         "linear": optax.linear_schedule(peak, peak * final, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest, alpha=final),
     }[config.learning_rate_schedule]
-    # The first update already has a rate above 0: a rate of 0 would spend a batch on nothing.
+    # The first step already has a rate above 0: a rate of 0 would spend a batch on nothing.
     return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
 
 
-def create_optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) on gradients clipped by their global norm."""
+def create_optimizer(config: Config, updates_per_step: int = 1) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) on gradients clipped by their global norm; the updates of one step share its rate."""
+    schedule = learning_rate_schedule(config)
     adamw = optax.adamw(
-        learning_rate_schedule(config),
+        lambda update: schedule(update // updates_per_step),
         b1=config.adam_b1,
         b2=config.adam_b2,
         eps=config.adam_eps,

@@ -8,6 +8,8 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from audio_grpo.config import Config
+from audio_grpo.errors import UserError
+from audio_grpo.model.lora import lora_table
 from audio_grpo.model.spec import ThinkerSpec, resolve_dtype, thinker_spec
 from audio_grpo.model.table import Table
 from audio_grpo.model.thinker import thinker_table
@@ -23,9 +25,17 @@ class Session:
     config: Config
     mesh: Mesh
     spec: ThinkerSpec
-    table: Table
+    base: Table
+    """The model's own weights."""
+    adapters: Table
+    """LoRA weights that the configuration adds."""
     tokenizer: Tokenizer
     special: SpecialTokens
+
+    @property
+    def table(self) -> Table:
+        """All weights."""
+        return {**self.base, **self.adapters}
 
     @property
     def weight_dtype(self) -> jnp.dtype:
@@ -44,7 +54,9 @@ class Session:
 
     @property
     def trainable(self) -> frozenset[str]:
-        """Keys of the weights that training changes."""
+        """Keys of the weights that training changes: the adapters, or all that is not frozen."""
+        if self.adapters:
+            return frozenset(self.adapters)
         frozen = ("audio_tower.",) if self.config.freeze_audio_encoder_params else ()
         return frozenset(key for key in self.table if not key.startswith(frozen))
 
@@ -61,4 +73,17 @@ def create_session(config: Config) -> Session:
     spec = thinker_spec(config)
     tokenizer = load_tokenizer(config.tokenizer_path)
     special = tokenizer.special_tokens(config.decoder_block, config.vocab_size)
-    return Session(config, create_mesh(config), spec, thinker_table(spec), tokenizer, special)
+    base = thinker_table(spec)
+    return Session(config, create_mesh(config), spec, base, _adapters(config, base), tokenizer, special)
+
+
+def _adapters(config: Config, base: Table) -> Table:
+    if not config.lora_rank:
+        return {}
+    adapters = lora_table(base, rank=config.lora_rank, targets=config.lora_target_modules)
+    if config.freeze_audio_encoder_params and any(key.startswith("audio_tower.") for key in adapters):
+        raise UserError(
+            f"lora_target_modules {config.lora_target_modules} adapts the audio tower, but freeze_audio_encoder_params "
+            "freezes it: change one of the two."
+        )
+    return adapters

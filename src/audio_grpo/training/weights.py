@@ -13,7 +13,7 @@ from audio_grpo.config import Config, load_config
 from audio_grpo.errors import UserError
 from audio_grpo.model.checkpoint import read_published, spec_from_published
 from audio_grpo.model.spec import thinker_spec
-from audio_grpo.model.table import initialize
+from audio_grpo.model.table import Table, initialize
 from audio_grpo.training.checkpoints import latest_step, latest_weights
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import Session
@@ -105,10 +105,17 @@ def _check_sizes(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) 
 
 
 def _first(session: Session, origin: _Origin) -> dict[str, Array]:
-    if origin.published is not None:
-        return read_published(origin.published, session.table, session.mesh, session.weight_dtype)
-    draw = partial(initialize, session.table, dtype=session.weight_dtype)
-    return jax.jit(draw, out_shardings=session.shardings)(jax.random.key(origin.seed))
+    published = origin.published
+    if published is None:
+        return _random(session, session.table, origin.seed)
+    weights = read_published(published, session.base, session.mesh, session.weight_dtype)
+    return {**weights, **_random(session, session.adapters, origin.seed)}
+
+
+def _random(session: Session, table: Table, seed: int) -> dict[str, Array]:
+    draw = partial(initialize, table, dtype=session.weight_dtype)
+    shardings = {key: session.shardings[key] for key in table}
+    return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
 
 
 def _trained(session: Session, runs: Sequence[RunFolder]) -> dict[str, Array]:

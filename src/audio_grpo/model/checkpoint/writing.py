@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 from jaxtyping import Array
 
 from audio_grpo.errors import UserError
@@ -16,6 +16,11 @@ from audio_grpo.model.checkpoint.folder import EMBEDDING, HEAD, open_files, tabl
 from audio_grpo.model.checkpoint.names import single_tensors
 from audio_grpo.model.checkpoint.tensor_file import FLOAT_DTYPES, TensorFile
 from audio_grpo.model.table import Table, Weights, published_names
+
+_WRITTEN = "checkpoint written"
+
+Origins = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Table name of a published tensor to the table key and index of its values."""
 
 
 def write_published(weights: Weights, table: Table, out: Path, *, source: Path, changed: Collection[str]) -> None:
@@ -44,10 +49,6 @@ def write_published(weights: Weights, table: Table, out: Path, *, source: Path, 
             _write_file(file, folder, origins, host)
         if folder is not None:
             _copy_other_files(source, folder)
-
-
-Origins = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Table name of a published tensor to the table key and index of its values."""
 
 
 def weight_origins(table: Table, keys: Collection[str]) -> Origins:
@@ -126,11 +127,13 @@ def appearing_folder(out: Path) -> Iterator[Path | None]:
         raise UserError(f"{out} exists already: give the name of a folder that does not.")
     if jax.process_index() != 0:
         yield None
+        sync_global_devices(_WRITTEN)
         return
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        sync_global_devices(_WRITTEN)  # or a slower process would still look whether `out` exists
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary)
