@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check lock clean
+.PHONY: install demo test check parity lock clean
 .DEFAULT_GOAL := install
 
 # Everything pinned and hashed; the package itself is installed in place.
@@ -26,10 +26,23 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
+# Comparison with the published implementation. "+cpu" names torch's CPU build: it can never become the CUDA one.
+parity: .parity/installed
+	.parity/bin/python -m pytest parity --dist load
+
+.parity/installed: requirements.txt parity/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .parity
+	.parity/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt -r parity/requirements.txt
+	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps torch==2.13.0+cpu
+	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
 # Rewrites the pins from pyproject.toml; needs uv.
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header -o requirements.txt --upgrade
+	uv pip compile parity/requirements.in -c requirements.txt --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header -o parity/requirements.txt
 
 clean:
 	rm -rf .venv .parity demo runs

@@ -43,7 +43,7 @@ def main() -> None:
     audio_grpo("sft", "tiny-sft", *keys)
     audio_grpo("train", "tiny", *keys)
     run = RunFolder.open(options.folder / name)
-    rates = {record["stage"]: record["wer"] for record in JsonLinesFile(run.evaluations_path).read().complete}
+    rates = {record["stage"]: record["wer"] for record in JsonLinesFile(run.evaluations_path).read().records}
     print("\nWord error rate on held-out speakers")
     print(f"  random weights      {rates['start']:8.2%}")
     print(f"  after SFT           {rates['sft']:8.2%}")

@@ -172,7 +172,7 @@ def test_a_run_can_start_from_another_runs_weights(whole, folder):
 def test_weights_of_another_model_are_refused(whole):
     config, run, _ = whole
     other = config.model_copy(update={"load_parameters_path": str(run.path), "num_decoder_layers": 2})
-    with pytest.raises(UserError, match="is another model than the configuration's: .* Give the model_name"):
+    with pytest.raises(UserError, match=r"is another model than the configuration's: .* Give the model_name"):
         starting_weights(create_session(other), "sft")
 
 

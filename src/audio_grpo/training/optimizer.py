@@ -1,5 +1,6 @@
 """AdamW with warm-up, decay and clipping."""
 
+import jax.numpy as jnp
 import optax
 
 from audio_grpo.config import Config
@@ -23,7 +24,7 @@ def create_optimizer(config: Config, updates_per_step: int = 1) -> optax.Gradien
     """AdamW (arXiv 1711.05101) on gradients clipped by their global norm; the updates of one step share its rate."""
     schedule = learning_rate_schedule(config)
     adamw = optax.adamw(
-        lambda update: schedule(update // updates_per_step),
+        lambda update: schedule(jnp.asarray(update) // updates_per_step),
         b1=config.adam_b1,
         b2=config.adam_b2,
         eps=config.adam_eps,
