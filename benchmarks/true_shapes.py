@@ -58,7 +58,8 @@ def transcribe(folder: Path, audio: str) -> dict[str, Any]:
 
     model = inference.open_checkpoint(str(folder))
     transcript = next(inference.transcribe(model, [audio], language="English"))
-    return {"bytes": _device_bytes(model.weights), "clip_seconds": transcript.audio_seconds, "tokens": len(transcript.token_ids)}
+    told = {"clip_seconds": transcript.audio_seconds, "tokens": len(transcript.token_ids)}
+    return {"bytes": _device_bytes(model.weights), **told}
 
 
 def write(folder: Path, out: Path) -> dict[str, Any]:
