@@ -1,17 +1,21 @@
 """Results as text for a terminal."""
 
+from typing import TYPE_CHECKING
+
 from audio_grpo.data import DataSummary
-from audio_grpo.training.evaluation_report import ErrorRates, EvaluationReport
+
+if TYPE_CHECKING:  # what it stands on brings JAX, which `data inspect` does without
+    from audio_grpo.training.evaluation_report import ErrorRates, EvaluationReport
 
 
-def evaluation_table(report: EvaluationReport) -> str:
+def evaluation_table(report: "EvaluationReport") -> str:
     """Rates and counts, of all clips, by language and by duration."""
     rows = [("all", report.rates), *report.by_language.items(), *report.by_duration.items()]
     head = f"{'':20} {'WER':>8} {'CER':>8} {'sub':>6} {'del':>6} {'ins':>6} {'words':>7} {'clips':>6}"
     return "\n".join([head, *(_rates_row(name, rates) for name, rates in rows)])
 
 
-def _rates_row(name: str, rates: ErrorRates) -> str:
+def _rates_row(name: str, rates: "ErrorRates") -> str:
     counts = f"{rates.substitutions:6} {rates.deletions:6} {rates.insertions:6}"
     return f"{name:20} {rates.wer:8.2%} {rates.cer:8.2%} {counts} {rates.reference_words:7} {rates.clips:6}"
 

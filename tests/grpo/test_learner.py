@@ -16,7 +16,7 @@ from audio_grpo.grpo import (
 )
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch
-from conftest import AUDIO_PAD, random_weights, request_of, small_config
+from small_model import AUDIO_PAD, random_weights, request_of, small_config
 
 CONFIG = small_config(num_decoder_layers=1)
 SPEC = thinker_spec(CONFIG)

@@ -14,7 +14,7 @@ from audio_grpo.errors import UserError
 from audio_grpo.model.checkpoint import create_published
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.text import load_tokenizer
-from conftest import random_weights, small_config
+from small_model import random_weights, small_config
 
 SECONDS = (0.3, 0.5, 1.0, 2.6)
 

@@ -16,7 +16,7 @@ from audio_grpo.model.checkpoint import create_published, read_published, spec_f
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.thinker import thinker_table
 from audio_grpo.parallel.mesh import create_mesh
-from conftest import SPECIAL, random_weights, small_config
+from small_model import SPECIAL, random_weights, small_config
 
 CONFIG = small_config(num_experts=2, num_experts_per_tok=1)
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ from audio_grpo.model import experts
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import initialize, scope
 from audio_grpo.model.thinker import thinker_table
-from conftest import small_config
+from small_model import small_config
 
 SPEC = thinker_spec(small_config(num_experts=6)).decoder
 

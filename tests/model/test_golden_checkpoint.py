@@ -19,7 +19,7 @@ from audio_grpo.model.thinker import hear, output_head, prefill, thinker_table
 from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.types import AudioBatch, InputData, PromptBatch
-from conftest import SPECIAL
+from small_model import SPECIAL
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -12,7 +12,7 @@ from audio_grpo.model.lora import lora_table, merge_adapters
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import initialize
 from audio_grpo.types import AudioBatch, PromptBatch
-from conftest import AUDIO_PAD, random_weights, request_of, small_config
+from small_model import AUDIO_PAD, random_weights, request_of, small_config
 
 CONFIG = small_config(lora_rank=3, lora_alpha=6.0)
 SPEC = thinker_spec(CONFIG)

@@ -16,7 +16,7 @@ from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import Table
 from audio_grpo.model.thinker import thinker_table
 from audio_grpo.parallel.mesh import create_mesh
-from conftest import SPECIAL, random_weights, small_config
+from small_model import SPECIAL, random_weights, small_config
 
 NO_EXPERTS = {key: Config.model_fields[key].default for key in ("num_experts_per_tok", "moe_mlp_dim")}
 KINDS = {

@@ -5,7 +5,7 @@ import numpy as np
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import Weight, abstract, initialize, parameter_count, published_names
 from audio_grpo.model.thinker import thinker_table
-from conftest import small_config
+from small_model import small_config
 
 
 def test_a_stacked_key_stands_for_one_published_tensor_per_index():

@@ -11,7 +11,7 @@ from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import scope
 from audio_grpo.model.thinker import group_hidden
 from audio_grpo.types import AudioBatch, PromptBatch
-from conftest import AUDIO_PAD, random_weights, request_of, small_config
+from small_model import AUDIO_PAD, random_weights, request_of, small_config
 
 FRAMES = (57, 100, 101, 230)
 hear = jax.jit(thinker.hear, static_argnums=0)

@@ -14,7 +14,7 @@ from audio_grpo.parallel.mesh import (
     replicated,
     weight_sharding,
 )
-from conftest import small_config
+from small_model import small_config
 
 AXES = ("data", "fsdp", "expert", "tensor")
 

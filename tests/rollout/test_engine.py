@@ -12,7 +12,7 @@ from audio_grpo.model import thinker
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.rollout import OfflineEngine, Sampling, engine_settings
 from audio_grpo.types import PromptBatch
-from conftest import AUDIO_PAD, SPECIAL, request_of, small_config
+from small_model import AUDIO_PAD, SPECIAL, request_of, small_config
 
 REQUESTS = [request_of(f"r{n}", n, seed=n) for n in (57, 100, 101, 180)]
 

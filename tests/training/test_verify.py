@@ -23,7 +23,7 @@ from audio_grpo.training.verify import data, hearing, memory, practice, sampling
 from audio_grpo.training.verify.check import Finding, attempt, line
 from audio_grpo.training.verify.checklist import checklist
 from audio_grpo.types import Completion, RequestResult, SkippedRecords
-from conftest import small_config
+from small_model import small_config
 
 LINES = [
     "configuration loads",
