@@ -43,7 +43,7 @@ class RunKeys(_Section):
     base_output_directory: str = "runs"
     """Local folder or gs://, s3:// address."""
     steps: Positive = 100
-    """Optimizer steps."""
+    """Batches learned from; each is `num_iterations` optimizer steps."""
     seed: NonNegative = 0
     """Start of all randomness: weights, shuffling, sampling."""
     use_grpo: bool = True

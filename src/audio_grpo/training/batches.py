@@ -23,18 +23,23 @@ def audio_of(batch: dict[str, Any]) -> AudioBatch:
     return AudioBatch(batch["audios"], batch["audios_true_length"])
 
 
+def check_divides(mesh: Mesh, prompts: float) -> None:
+    """Raise UserError unless so many prompts can be shared out over the mesh."""
+    shards = batch_shards(mesh)
+    if prompts % shards:
+        raise UserError(
+            f"A batch of {prompts:g} prompts does not divide over {shards} devices: set per_device_batch_size so that "
+            f"prompts are a multiple of {shards}, or give more devices to ici_tensor_parallelism."
+        )
+
+
 def place(mesh: Mesh, tree: Tree) -> Tree:
     """Split every array along its first dimension over the mesh.
 
     Raises:
         UserError: the batch does not divide by the mesh's shards.
     """
-    rows, shards = jax.tree.leaves(tree)[0].shape[0], batch_shards(mesh)
-    if rows % shards:
-        raise UserError(
-            f"A batch of {rows} prompts does not divide over {shards} devices: set per_device_batch_size so that "
-            f"prompts are a multiple of {shards}, or give more devices to ici_tensor_parallelism."
-        )
+    check_divides(mesh, jax.tree.leaves(tree)[0].shape[0])
     return jax.device_put(tree, batch_sharding(mesh))
 
 

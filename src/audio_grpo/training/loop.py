@@ -17,7 +17,7 @@ from audio_grpo.config import Config, to_yaml
 from audio_grpo.data import AudioDataIterator, create_audio_data_iterator
 from audio_grpo.grpo import Learner, TrainState, init_train_state
 from audio_grpo.parallel.mesh import replicated
-from audio_grpo.training.batches import parts, place
+from audio_grpo.training.batches import check_divides, parts, place
 from audio_grpo.training.checkpoints import Checkpoints
 from audio_grpo.training.evaluate import Evaluator
 from audio_grpo.training.optimizer import create_optimizer, learning_rate_schedule
@@ -61,7 +61,8 @@ class StepResult:
 def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: float, with_reference: bool) -> Trainer:
     """Build a phase from its starting weights, without looking for a checkpoint of its own; writes nothing."""
     session = create_session(config)
-    # Before the weights, which may take minutes: data that can not be read is told at once.
+    # Before the weights, which may take minutes: a batch that does not fit and data that can not be read.
+    check_divides(session.mesh, config.per_device_batch_size * session.mesh.size)
     data = create_audio_data_iterator(config, session.mesh)
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
@@ -170,10 +171,11 @@ def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], i
                     completions.write(completion, samples)
             progress.update(step, result.metrics)
             last = step == config.steps
-            if config.enable_checkpointing and (last or step % config.checkpoint_period == 0):
-                checkpoints.save(step, trainer.state, trainer.data.get_state())
+            # Evaluated before it is kept: a run that is killed in between repeats both.
             if evaluator and (last or (config.eval_interval > 0 and step % config.eval_interval == 0)):
                 _evaluate(trainer, run, evaluator, phase, step)
+            if config.enable_checkpointing and (last or step % config.checkpoint_period == 0):
+                checkpoints.save(step, trainer.state, trainer.data.get_state())
     _tell_skipped(trainer)
     return run
 
