@@ -291,7 +291,7 @@ def test_a_loss_that_is_nan_fails(trainer, built):
 
     checks = checklist(with_program(trainer, "_gradients_program", poisoned), built.engine, WER)
     assert "raised FloatingPointError" in measured(checks, "loss is finite")
-    assert "Step 1 has loss nan" in measured(checks, "loss is finite")
+    assert "Update 1 has loss nan" in measured(checks, "loss is finite")
     assert "loss is finite" in failed(checks)
     assert practice.loss_is_finite(practice.Practice([0.1, 0.2], [1.0, 1.0], 0)).passed
     assert not practice.loss_is_finite(practice.Practice([0.1, math.nan], [1.0, 1.0], 0)).passed
