@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check parity lock clean
+.PHONY: install demo test check parity checkpoints lock clean
 .DEFAULT_GOAL := install
 
 # Everything pinned and hashed; the package itself is installed in place.
@@ -36,6 +36,10 @@ parity: .parity/installed
 	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps torch==2.13.0+cpu
 	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# Random checkpoints of true shapes (12 GB of disk): made, read, used, written; AUDIO=clip.wav is transcribed.
+checkpoints: install
+	$(BIN)/python benchmarks/true_shapes.py checkpoints $(if $(AUDIO),--audio $(AUDIO))
 
 # Rewrites the pins from pyproject.toml; needs uv.
 lock:

@@ -85,7 +85,7 @@ def _arabic_leaderboard(text: str) -> str:
 
 def _arabic_extended(text: str) -> str:
     """As the leaderboard's, and ى as ي, ة as ه, no tatweel."""
-    return _arabic_leaderboard(text).translate(_EXTENDED)
+    return _arabic_leaderboard(text).translate(_EXTENDED).strip()
 
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ´`", "'"))
