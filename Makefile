@@ -49,4 +49,4 @@ lock:
 		--no-emit-index-url --no-annotate --no-header -o parity/requirements.txt
 
 clean:
-	rm -rf .venv .parity demo runs
+	rm -rf .venv .parity demo runs checkpoints
