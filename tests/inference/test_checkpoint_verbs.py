@@ -153,3 +153,13 @@ def test_weights_come_back_as_they_were_written(checkpoint):
     config = small_config(vocab_size=1024, logits_via_embedding=True)
     for key, value in random_weights(config).items():
         np.testing.assert_array_equal(model.weights[key], jnp.asarray(value), err_msg=key)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"eos_token_id": "x"}', '{"eos_token_id": [5000]}'])
+def test_a_damaged_generation_config_is_refused_by_name(checkpoint, tmp_path, text):
+    for file in checkpoint.iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"generation_config\.json"):
+        inference.open_checkpoint(str(tmp_path))

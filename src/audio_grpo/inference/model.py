@@ -1,9 +1,7 @@
 """A checkpoint opened for use: a published folder or a run of ours."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -12,6 +10,7 @@ from jaxtyping import Array
 from audio_grpo.config import Config, DecoderBlock, load_config
 from audio_grpo.errors import UserError
 from audio_grpo.model.checkpoint import read_published, spec_from_published
+from audio_grpo.model.checkpoint.folder import read_json
 from audio_grpo.model.spec import ThinkerSpec, resolve_dtype, thinker_spec
 from audio_grpo.model.thinker import thinker_table
 from audio_grpo.parallel.mesh import create_mesh
@@ -104,7 +103,7 @@ def _special_of_ids(folder: Path, config: Config, audio_pad: int | None) -> Spec
     except UserError:
         if audio_pad is None:
             raise
-    stop = _stop_ids(folder)
+    stop = _stop_ids(folder, config.vocab_size)
     return SpecialTokens(
         audio_pad=audio_pad,
         audio_start=audio_pad,
@@ -117,8 +116,12 @@ def _special_of_ids(folder: Path, config: Config, audio_pad: int | None) -> Spec
     )
 
 
-def _stop_ids(folder: Path) -> tuple[int, ...]:
+def _stop_ids(folder: Path, vocab: int) -> tuple[int, ...]:
     path = folder / "generation_config.json"
-    settings: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    ids = settings.get("eos_token_id")
-    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+    if not path.exists():
+        return ()
+    given = read_json(path).get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(i) is int and 0 <= i < vocab for i in ids):
+        raise UserError(f"{path}: eos_token_id is {given}, but must be one or several ids from 0 to {vocab - 1}.")
+    return tuple(ids)
