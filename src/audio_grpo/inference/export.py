@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from audio_grpo.config import load_config
+from audio_grpo.config import Config, load_config
 from audio_grpo.errors import UserError
 from audio_grpo.model.checkpoint import create_published, write_published
 from audio_grpo.model.checkpoint.writing import appearing_folder
@@ -52,8 +52,8 @@ def export_adapters(run_path: str, out: Path) -> Path:
     for key, weight in session.adapters.items():
         value = np.asarray(found.weights[key].astype("float32"))
         for name, index in published_names(key, weight):
-            tensors[f"base_model.model.thinker.{name}"] = np.ascontiguousarray(value[index])
-    adapted = [re.escape(f"thinker.{key.removesuffix(A)}") for key in session.adapters if key.endswith(A)]
+            tensors[f"base_model.model.{_module(name, config)}"] = np.ascontiguousarray(value[index])
+    adapted = [re.escape(_module(key.removesuffix(A), config)) for key in session.adapters if key.endswith(A)]
     settings = {
         "peft_type": "LORA",
         "base_model_name_or_path": config.load_parameters_path,
@@ -68,6 +68,16 @@ def export_adapters(run_path: str, out: Path) -> Path:
             save_file(tensors, str(folder / "adapter_model.safetensors"))
             (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return out
+
+
+def _module(name: str, config: Config) -> str:
+    """The name of a weight's module in transformers 5, which is what PEFT goes by."""
+    if config.decoder_block == "qwen3_asr":
+        for ours, theirs in (("proj1", "linear_1"), ("proj2", "linear_2")):
+            name = name.replace(f"audio_tower.{ours}", f"multi_modal_projector.{theirs}")
+    name = re.sub(r"^model\.layers", "model.language_model.layers", name)
+    name = re.sub(r"^(audio_tower|multi_modal_projector)", r"model.\1", name)
+    return f"thinker.{name}" if config.decoder_block == "qwen3_omni" else name
 
 
 def _open(run_path: str) -> tuple[Session, RunWeights]:
