@@ -203,7 +203,9 @@ class RolloutKeys(_Section):
     inference_rollouts: Literal[1] = 1
     """Rollout and learning share their weights, so every rollout uses the newest."""
     inference_devices_per_replica: Positive = 4
+    """Taken from MaxText's files; rollout and learning share all devices whatever it says."""
     inference_replicas: Positive = 1
+    """As `inference_devices_per_replica`."""
 
 
 class GrpoKeys(_Section):
