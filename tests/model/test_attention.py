@@ -59,8 +59,8 @@ def test_consecutive_sequences_share_a_row():
 def test_any_sequence_can_read_any_row():
     queries, keys, values = random(4, 1, H, N), random(3, 5, K, N), random(3, 5, K, N) * 2
     rows = [2, 0, 2, 2]
-    members = np.asarray([[1, 0, 0], [0, 0, 0], [0, 2, 3]], np.int32)
-    place = np.asarray([6, 0, 7, 8], np.int32)
+    members = np.asarray([[[1, 0, 0], [0, 0, 0], [0, 2, 3]]], np.int32)
+    place = np.asarray([[6, 0, 7, 8]], np.int32)
     segment = Segment(keys, values, np.ones((3, 1, 5), bool), Membership(jnp.asarray(members), jnp.asarray(place)))
     got = attend(jnp.asarray(queries), [segment])
     for s, row in enumerate(rows):

@@ -1,13 +1,20 @@
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audio_grpo.model import experts
+from audio_grpo.model import experts, grouped
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import initialize, scope
 from audio_grpo.model.thinker import thinker_table
+from audio_grpo.parallel.activations import FEW_TOKENS, MANY_TOKENS, Placement
+from audio_grpo.parallel.mesh import create_mesh
 from small_model import small_config
+
+ANYWHERE = Placement(None, MANY_TOKENS)
 
 SPEC = thinker_spec(small_config(num_experts=6)).decoder
 
@@ -36,21 +43,66 @@ def every_expert_by_hand(layer, x):
 def test_each_token_gets_the_weighted_sum_of_its_top_experts(layer, tokens):
     x = np.random.default_rng(tokens).normal(size=(tokens, SPEC.width)).astype(np.float32)
     np.testing.assert_allclose(
-        experts.experts_mlp(SPEC, layer, jnp.asarray(x)), every_expert_by_hand(layer, x), atol=1e-5
+        experts.experts_mlp(SPEC, layer, jnp.asarray(x), ANYWHERE), every_expert_by_hand(layer, x), atol=1e-5
     )
 
 
-@pytest.mark.parametrize("sizes", [[96, 0, 0, 0, 0, 0], [1, 40, 0, 33, 20, 2], [16, 16, 16, 16, 16, 16]])
-def test_blocks_on_cpu_equal_grouped_products_on_accelerators(layer, sizes):
-    rows = jnp.asarray(np.random.default_rng(0).normal(size=(96, SPEC.width)), jnp.float32)
-    matrices = [layer[f"mlp.experts.*.{name}_proj.weight"] for name in ("gate", "up", "down")]
+@pytest.mark.parametrize("sizes", [[96, 0, 0, 0], [1, 40, 0, 33], [16, 16, 16, 16], [0, 0, 0, 0]])
+def test_every_platforms_grouping_gives_the_same_values_and_gradients(sizes):
+    """The TPU kernel runs interpreted; rows beyond the experts' hold what must not be looked at."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(96, 128)).astype(np.float32)
+    rows[sum(sizes) :] = np.nan
+    matrices = tuple(rng.normal(size=shape).astype(np.float32) / 11 for shape in ((4, 128, 128),) * 3)
 
-    def run(grouping):
-        def total(rows, *matrices):
-            y = grouping(rows, jnp.asarray(sizes), *matrices)
+    def run(grouping, monkeypatch=pytest.MonkeyPatch()):
+        def total(rows, matrices):
+            with monkeypatch.context() as patched:
+                patched.setattr(grouped, "_grouping", lambda _platform, _rows, sizes, _matrix: grouping(sizes))
+                y = grouped.grouped_mlp(rows, jnp.asarray(sizes), matrices, platform="cpu")
             return (y * jnp.cos(y)).sum(), y
 
-        return jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(rows, *matrices)
+        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(rows, matrices)
 
-    blocked, ragged = run(experts._blocked_experts), run(experts._ragged_experts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), blocked, ragged)
+    groupings = [
+        partial(grouped.blocked, 96),
+        grouped.ragged,
+        partial(grouped.pallas, 96, interpret=True),
+    ]
+    by_hand = np.zeros((96, 128), np.float32)
+    for e, (first, last) in enumerate(itertools.pairwise(np.cumsum([0, *sizes]))):
+        gate, up, down = (matrix[e] for matrix in matrices)
+        x = rows[first:last]
+        by_hand[first:last] = (jax.nn.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    results = [run(grouping) for grouping in groupings]
+    for gradients, y in results:
+        np.testing.assert_allclose(y, by_hand, atol=2e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradients, results[0][0])
+
+
+@pytest.mark.parametrize("rules", [MANY_TOKENS, FEW_TOKENS], ids=["many", "few"])
+@pytest.mark.parametrize("sizes", [{"expert": 2, "fsdp": 2}, {"expert": 2, "tensor": 2}, {"data": 2, "expert": 2}])
+@pytest.mark.parametrize("tokens", [8, 64])
+@pytest.mark.parametrize("rows_at_once", [16, 1 << 15])
+def test_experts_on_several_devices_give_what_one_gives(layer, rules, sizes, tokens, rows_at_once, monkeypatch):
+    monkeypatch.setattr(experts, "_ROWS_AT_ONCE", rows_at_once)
+    keys = {f"ici_{axis}_parallelism": sizes.get(axis, 1) for axis in ("data", "fsdp", "expert", "tensor")}
+    mesh = create_mesh(small_config(**keys))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(tokens, SPEC.width)), jnp.float32)
+
+    def run(place):
+        def total(x, layer):
+            y = experts.experts_mlp(SPEC, layer, x, place)
+            return (y * jnp.cos(y)).sum(), y
+
+        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, layer)
+
+    alone, shared = run(ANYWHERE), run(Placement(mesh, rules))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), alone, shared)
+
+
+def test_experts_come_to_the_tokens_once_there_are_enough_of_them():
+    assert experts.tokens_travel(SPEC, 1, 2)
+    bytes_of_tokens = [2 * n * SPEC.width for n in (100, 101)]
+    weights = 3 * SPEC.experts * SPEC.expert_width * SPEC.width / 2
+    assert [experts.tokens_travel(SPEC, n, 2) for n in (100, 101, 1000)] == [*(b < weights for b in bytes_of_tokens), False]

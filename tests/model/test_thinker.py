@@ -10,6 +10,7 @@ from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import scope
 from audio_grpo.model.thinker import group_hidden
+from audio_grpo.parallel.activations import MANY_TOKENS, Placement
 from audio_grpo.types import AudioBatch, PromptBatch
 from small_model import AUDIO_PAD, random_weights, request_of, small_config
 
@@ -99,6 +100,7 @@ def test_a_group_equals_its_completions_run_one_by_one(model):
 
     def one_by_one(weights):
         """Each prompt with each completion as one ordinary causal sequence."""
+        place = Placement(None, MANY_TOKENS)
         rows, columns, length = completions.shape
         sequences = np.zeros((rows, columns, 40 + length), np.int32)
         for b, n in enumerate(np.asarray(prompts.true_length)):
@@ -107,9 +109,9 @@ def test_a_group_equals_its_completions_run_one_by_one(model):
         whole = PromptBatch(
             jnp.asarray(sequences.reshape(rows * columns, -1)), jnp.repeat(prompts.true_length, columns)
         )
-        stream = thinker._prompt_stream(spec, weights, whole, jnp.repeat(heard, columns, axis=0), AUDIO_PAD)
+        stream = thinker._prompt_stream(spec, weights, whole, jnp.repeat(heard, columns, axis=0), AUDIO_PAD, place)
         x, _ = jax.lax.scan(
-            lambda x, w: (decoder_layer(spec.decoder, w, stream._replace(x=x))[0], None),
+            lambda x, w: (decoder_layer(spec.decoder, w, stream._replace(x=x), place)[0], None),
             stream.x,
             scope(weights, LAYERS),
         )

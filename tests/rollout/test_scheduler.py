@@ -5,14 +5,16 @@ from audio_grpo.rollout.scheduler import Scheduler, membership
 
 
 @given(
+    parts=st.integers(1, 3),
     slots=st.integers(1, 12),
     rows=st.integers(1, 6),
     prompts=st.integers(0, 15),
     generations=st.integers(1, 6),
     data=st.data(),
 )
-def test_every_completion_runs_once_and_reads_its_own_prompt(slots, rows, prompts, generations, data):
-    scheduler = Scheduler(slots=slots, rows=rows, prompts=prompts, generations=generations)
+def test_every_completion_runs_once_and_reads_its_own_prompt(parts, slots, rows, prompts, generations, data):
+    width, sizes = min(generations, slots), {"slots": slots * parts, "rows": rows * parts, "parts": parts}
+    scheduler = Scheduler(**sizes, prompts=prompts, generations=generations)
     cached: dict[int, int] = {}
     done: list[tuple[int, int]] = []
     while not scheduler.done:
@@ -23,12 +25,13 @@ def test_every_completion_runs_once_and_reads_its_own_prompt(slots, rows, prompt
             }, "a row was overwritten while it was read"
             cached[prefill.row] = prefill.prompt
         assert all(cached[start.row] == start.prompt for start in scheduler.running.values())
-        assert len(scheduler.running) <= slots
-        width = min(generations, slots)
-        members, place = membership(scheduler.running, slots=slots, rows=rows, width=width)
+        assert len(scheduler.running) <= slots * parts
+        members, place = membership(scheduler.running, **sizes, width=width)
         for slot, start in scheduler.running.items():
-            assert place[slot] // width == start.row
-            assert members.reshape(-1)[place[slot]] == slot
+            part, local = divmod(slot, slots)
+            assert start.row // rows == part
+            assert place[part, local] // width == start.row % rows
+            assert members[part].reshape(-1)[place[part, local]] == local
         finishing = data.draw(st.sets(st.sampled_from(sorted(scheduler.running)), min_size=1))
         done += [(start.prompt, start.sample) for start in map(scheduler.finish, finishing)]
     assert sorted(done) == [(p, g) for p in range(prompts) for g in range(generations)]

@@ -12,6 +12,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Parallelism = Annotated[int, Field(ge=-1)]
+_MESH_AXES = ("data", "fsdp", "tensor", "expert")
 """Devices along one mesh axis; −1 takes all devices that the other axes leave."""
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
@@ -266,12 +267,17 @@ class PrecisionKeys(_Section):
 
 
 class ParallelismKeys(_Section):
-    """The device mesh."""
+    """The device mesh: `ici_*` within a slice, `dcn_*` across slices; one of each may be −1, which fills in."""
 
     ici_data_parallelism: Parallelism = 1
     ici_fsdp_parallelism: Parallelism = -1
     ici_tensor_parallelism: Parallelism = 1
     ici_expert_parallelism: Parallelism = 1
+    dcn_data_parallelism: Parallelism = -1
+    """Slices are those of a TPU; elsewhere, where a `dcn_*` key exceeds 1, each process is one."""
+    dcn_fsdp_parallelism: Parallelism = 1
+    dcn_tensor_parallelism: Parallelism = 1
+    dcn_expert_parallelism: Parallelism = 1
 
 
 class CheckpointKeys(_Section):
@@ -335,8 +341,10 @@ class Config(
 
     def _agreements(self) -> list[tuple[bool, str]]:
         """Each pair is (holds, sentence that names the keys, their values and the remedy)."""
-        axes = [f"ici_{axis}_parallelism" for axis in ("data", "fsdp", "tensor", "expert")]
-        free_axes = [axis for axis in axes if getattr(self, axis) == -1]
+        free_axes = {
+            network: [key for axis in _MESH_AXES if getattr(self, key := f"{network}_{axis}_parallelism") == -1]
+            for network in ("ici", "dcn")
+        }
         tags = (
             self.reasoning_start_token,
             self.reasoning_end_token,
@@ -379,9 +387,9 @@ class Config(
                 self.audio_min_seconds <= self.audio_max_seconds,
                 f"audio_min_seconds {self.audio_min_seconds} exceeds audio_max_seconds {self.audio_max_seconds}",
             ),
-            (
-                len(free_axes) <= 1,
-                f"{', '.join(free_axes)} are all -1: only one can take the devices that are left",
+            *(
+                (len(free) <= 1, f"{', '.join(free)} are all -1: only one can take the devices that are left")
+                for free in free_axes.values()
             ),
             (
                 len(set(tags)) == len(tags),

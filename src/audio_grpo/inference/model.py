@@ -79,12 +79,13 @@ def _open_published(folder: Path) -> OpenModel:
     family = published.settings["decoder_block"]
     template = "qwen3-asr" if family == "qwen3_asr" else "transcript"
     config = Config.model_validate({**published.settings, "template": template, "tokenizer_path": str(folder)})
-    spec, mesh = thinker_spec(config), create_mesh(config)
+    mesh = create_mesh(config)
+    spec = thinker_spec(config, mesh)
     tokenizer = _tokenizer_of(folder, config)
     special = _special_of_ids(folder, config, published.audio_pad)
     if tokenizer is not None:
         special = tokenizer.special_tokens(family, config.vocab_size)
-    dtype = jnp.dtype(resolve_dtype(config.weight_dtype))
+    dtype = jnp.dtype(resolve_dtype(config.weight_dtype, mesh))
     return OpenModel(config, mesh, spec, read_published(folder, thinker_table(spec), mesh, dtype), special, tokenizer)
 
 

@@ -19,12 +19,16 @@ _SCORES_AT_ONCE = 1 << 22
 
 
 class Membership(NamedTuple):
-    """Which sequences read which row, where that is not simply W consecutive sequences to a row."""
+    """Which sequences read which row, where that is not simply W consecutive sequences to a row.
 
-    members: Int[Array, "R W"]
+    Sequences and rows come in P parts of R = rows / P and S = sequences / P, one for each device that holds some; a
+    sequence reads rows of its own part only, and all indices count within the part.
+    """
+
+    members: Int[Array, "P R W"]
     """Index of the w-th sequence that reads row r; any index where there are fewer than W."""
-    place: Int[Array, "S"]
-    """Index into the flattened `members` at which sequence s stands."""
+    place: Int[Array, "P S"]
+    """Index into the flattened `members` of its part at which sequence s stands."""
 
 
 class Segment(NamedTuple):
@@ -86,7 +90,7 @@ def _attend_block(queries: Float[Array, "S Q H N"], segment: Segment, first: Int
     mask = segment.mask
     if mask is None:
         mask = (jnp.arange(segment.keys.shape[1]) <= (first + jnp.arange(length))[:, None])[None]
-    by_row = queries if segment.membership is None else queries[segment.membership.members]
+    by_row = queries if segment.membership is None else _take(queries, segment.membership.members)
     members = by_row.reshape(rows, -1, length, kv_heads, heads // kv_heads, width)
     scores = jnp.einsum("rwqkhn,rtkn->rkhwqt", members, segment.keys, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None, None], scores * width**-0.5, _MASKED)
@@ -106,4 +110,11 @@ def _attend_block(queries: Float[Array, "S Q H N"], segment: Segment, first: Int
     )
     if segment.membership is None:
         return partial
-    return _Partial(*(value[segment.membership.place] for value in partial))
+    return _Partial(*(_take(value, segment.membership.place) for value in partial))
+
+
+def _take(values: Float[Array, "n *rest"], indices: Int[Array, "P *index"]) -> Float[Array, "m *rest"]:
+    """Values at indices that count within each of P equal parts; a part's values stay on its device."""
+    parts = values.reshape(indices.shape[0], -1, *values.shape[1:])
+    flat = indices.reshape(indices.shape[0], -1)
+    return jax.vmap(lambda part, index: part[index])(parts, flat).reshape(-1, *values.shape[1:])

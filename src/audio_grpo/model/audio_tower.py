@@ -16,6 +16,7 @@ from audio_grpo.model.attention import Segment, attend
 from audio_grpo.model.layers import layer_norm, linear
 from audio_grpo.model.spec import AudioTowerSpec
 from audio_grpo.model.table import Table, Weight, Weights, scope
+from audio_grpo.parallel.activations import Placement
 from audio_grpo.types import AudioBatch
 
 PREFIX = "audio_tower."
@@ -26,7 +27,7 @@ _WINDOWS_AT_ONCE = 16
 
 def audio_tower_table(spec: AudioTowerSpec) -> Table:
     """Weights of the tower."""
-    width, channels, layers = spec.width, spec.channels, spec.layers
+    width, channels, layers, head_width = spec.width, spec.channels, spec.layers, spec.width // spec.heads
 
     def vector(size: int, stacked: bool, init: Literal["ones", "zeros"]) -> Weight:
         return Weight((layers, size) if stacked else (size,), ("layers", None) if stacked else (None,), init)
@@ -38,11 +39,11 @@ def audio_tower_table(spec: AudioTowerSpec) -> Table:
     table["conv_out.weight"] = Weight((width, channels * spec.reduced_bins), ("audio_embed", None))
     for name in ("q_proj", "k_proj", "v_proj"):
         table[f"layers.*.self_attn.{name}.weight"] = Weight(
-            (layers, width, width), ("layers", "audio_heads", "audio_embed")
+            (layers, width, width), ("layers", "audio_heads", "audio_embed"), unit=head_width
         )
         table[f"layers.*.self_attn.{name}.bias"] = vector(width, True, "zeros")
     table["layers.*.self_attn.out_proj.weight"] = Weight(
-        (layers, width, width), ("layers", "audio_embed", "audio_heads")
+        (layers, width, width), ("layers", "audio_embed", "audio_heads"), unit=head_width
     )
     table["layers.*.self_attn.out_proj.bias"] = vector(width, True, "zeros")
     table["layers.*.fc1.weight"] = Weight((layers, spec.ffn, width), ("layers", "audio_mlp", "audio_embed"))
@@ -59,7 +60,9 @@ def audio_tower_table(spec: AudioTowerSpec) -> Table:
     return {PREFIX + key: weight for key, weight in table.items()}
 
 
-def hear(spec: AudioTowerSpec, weights: Weights, audio: AudioBatch, dtype: jnp.dtype) -> Float[Array, "B A D"]:
+def hear(
+    spec: AudioTowerSpec, weights: Weights, audio: AudioBatch, dtype: jnp.dtype, place: Placement
+) -> Float[Array, "B A D"]:
     """Embed B clips; a clip's A' = audio_token_count(frames) tokens come first in its row, the rest is meaningless.
 
     A is that of F frames, rounded up to whole chunks, above one window to whole windows.
@@ -74,23 +77,24 @@ def hear(spec: AudioTowerSpec, weights: Weights, audio: AudioBatch, dtype: jnp.d
     w = scope(weights, PREFIX)
 
     def embed(windows: Float[Array, "W M F"], lengths: Int[Array, "W"]) -> Float[Array, "W A D"]:
-        return _embed_windows(spec, w, windows.astype(dtype), lengths)
+        return _embed_windows(spec, w, windows.astype(dtype), lengths, place)
 
     if len(starts) <= _WINDOWS_AT_ONCE:
         embeddings = embed(windows, window_lengths)
     else:
         embeddings = jax.lax.map(lambda x: embed(x[0][None], x[1][None]), (windows, window_lengths))
-    return embeddings.reshape(clips, -1, spec.output)
+    return place(embeddings.reshape(clips, -1, spec.output), "batch", None, None)
 
 
 def _embed_windows(
-    spec: AudioTowerSpec, weights: Weights, windows: Float[Array, "W M F"], frames: Int[Array, "W"]
+    spec: AudioTowerSpec, weights: Weights, windows: Float[Array, "W M F"], frames: Int[Array, "W"], place: Placement
 ) -> Float[Array, "W A D"]:
-    x = _convolve_chunks(spec, weights, jnp.where(jnp.arange(windows.shape[2]) < frames[:, None, None], windows, 0.0))
+    audible_frames = jnp.arange(windows.shape[2]) < frames[:, None, None]
+    x = place(_convolve_chunks(spec, weights, jnp.where(audible_frames, windows, 0.0)), "batch", None, None)
     audible = jnp.arange(x.shape[1]) < audio_token_count_of(spec, frames)[:, None]
 
     def layer(x: Float[Array, "W A D"], w: Weights) -> tuple[Float[Array, "W A D"], None]:
-        return _encoder_layer(spec, w, x, audible[:, None, :]), None
+        return place(_encoder_layer(spec, w, x, audible[:, None, :]), "batch", None, None), None
 
     x, _ = jax.lax.scan(layer, x, scope(weights, "layers.*."))
     x = layer_norm(weights, "ln_post", x)

@@ -11,6 +11,7 @@ from audio_grpo.model.experts import experts_mlp
 from audio_grpo.model.layers import linear, rms_norm, rope
 from audio_grpo.model.spec import DecoderSpec
 from audio_grpo.model.table import Table, Weight, Weights
+from audio_grpo.parallel.activations import Placement
 
 LAYERS = "model.layers.*."
 
@@ -32,11 +33,11 @@ class Stream(NamedTuple):
 def decoder_table(spec: DecoderSpec) -> Table:
     """Weights of the decoder."""
     table = {
-        "model.embed_tokens.weight": Weight((spec.vocab, spec.width), ("vocab", "embed"), "embedding"),
+        "model.embed_tokens.weight": Weight((spec.vocab, spec.width), ("vocab", None), "embedding"),
         "model.norm.weight": Weight((spec.width,), (None,), "ones"),
     }
     if not spec.tied:
-        table["lm_head.weight"] = Weight((spec.vocab, spec.width), ("vocab", "embed"))
+        table["lm_head.weight"] = Weight((spec.vocab, spec.width), ("vocab", None))
     return table | {LAYERS + key: weight for key, weight in _layer_table(spec).items()}
 
 
@@ -52,57 +53,71 @@ def _layer_table(spec: DecoderSpec) -> dict[str, Weight]:
             ("self_attn.k_norm", spec.head_width),
         )
     }
-    table["self_attn.q_proj.weight"] = Weight((layers, queries, width), ("layers", "heads", "embed"))
-    table["self_attn.k_proj.weight"] = Weight((layers, keys, width), ("layers", "kv_heads", "embed"))
-    table["self_attn.v_proj.weight"] = Weight((layers, keys, width), ("layers", "kv_heads", "embed"))
-    table["self_attn.o_proj.weight"] = Weight((layers, width, queries), ("layers", "embed", "heads"))
+    unit = spec.head_width
+    table["self_attn.q_proj.weight"] = Weight((layers, queries, width), ("layers", "heads", "embed"), unit=unit)
+    table["self_attn.k_proj.weight"] = Weight((layers, keys, width), ("layers", "kv_heads", "embed"), unit=unit)
+    table["self_attn.v_proj.weight"] = Weight((layers, keys, width), ("layers", "kv_heads", "embed"), unit=unit)
+    table["self_attn.o_proj.weight"] = Weight((layers, width, queries), ("layers", "embed", "heads"), unit=unit)
     if spec.experts:
-        inner, lead, axes = spec.expert_width, (layers, spec.experts), ("layers", "expert")
+        inner, lead = spec.expert_width, (layers, spec.experts)
+        axes, embed, prefix = ("layers", "expert"), "expert_embed", "mlp.experts.*."
         table["mlp.gate.weight"] = Weight((layers, spec.experts, width), ("layers", None, "embed"))
-        prefix = "mlp.experts.*."
     else:
-        inner, lead, axes, prefix = spec.mlp_width, (layers,), ("layers",), "mlp."
-    table[f"{prefix}gate_proj.weight"] = Weight((*lead, inner, width), (*axes, "mlp", "embed"))
-    table[f"{prefix}up_proj.weight"] = Weight((*lead, inner, width), (*axes, "mlp", "embed"))
-    table[f"{prefix}down_proj.weight"] = Weight((*lead, width, inner), (*axes, "embed", "mlp"))
+        inner, lead = spec.mlp_width, (layers,)
+        axes, embed, prefix = ("layers",), "embed", "mlp."
+    table[f"{prefix}gate_proj.weight"] = Weight((*lead, inner, width), (*axes, "mlp", embed))
+    table[f"{prefix}up_proj.weight"] = Weight((*lead, inner, width), (*axes, "mlp", embed))
+    table[f"{prefix}down_proj.weight"] = Weight((*lead, width, inner), (*axes, embed, "mlp"))
     return table
 
 
 def decoder_layer(
-    spec: DecoderSpec, w: Weights, stream: Stream, cached: Sequence[Segment] = ()
+    spec: DecoderSpec, w: Weights, stream: Stream, place: Placement, cached: Sequence[Segment] = ()
 ) -> tuple[Float[Array, "S Q D"], KeysValues]:
     """One layer on new positions, which attend to the cached segments and causally to each other.
 
     Returns the new hidden states and the new positions' keys and values, which a caller may keep as a segment.
     """
-    new = _project(spec, w, stream)
+    new = project(spec, w, stream, place)
     own = Segment(new.keys, new.values, None)
-    attended = attend(new.queries, [*cached, own]).reshape(*stream.x.shape[:2], -1)
-    x = stream.x + linear(w, "self_attn.o_proj", attended)
-    y = rms_norm(x, w["post_attention_layernorm.weight"], spec.norm_eps)
-    return x + _mlp(spec, w, y), KeysValues(new.keys, new.values)
+    return finish_layer(spec, w, stream.x, attend(new.queries, [*cached, own]), place), KeysValues(new.keys, new.values)
 
 
-class _Projected(NamedTuple):
+class Projected(NamedTuple):
+    """What attention takes of new positions."""
+
     queries: Float[Array, "S Q H N"]
     keys: Float[Array, "S Q K N"]
     values: Float[Array, "S Q K N"]
 
 
-def _project(spec: DecoderSpec, w: Weights, stream: Stream) -> _Projected:
+def project(spec: DecoderSpec, w: Weights, stream: Stream, place: Placement) -> Projected:
+    """The first half of a layer, up to attention."""
     y = rms_norm(stream.x, w["input_layernorm.weight"], spec.norm_eps)
 
     def heads(name: str) -> Float[Array, "S Q heads N"]:
-        return linear(w, f"self_attn.{name}_proj", y).reshape(*y.shape[:2], -1, spec.head_width)
+        flat = linear(w, f"self_attn.{name}_proj", y)
+        return place(flat.reshape(*y.shape[:2], -1, spec.head_width), "cached", None, "heads", None)
 
     def rotated(name: str) -> Float[Array, "S Q heads N"]:
         normal = rms_norm(heads(name), w[f"self_attn.{name}_norm.weight"], spec.norm_eps)
         return rope(normal, stream.positions, spec.rope_theta)
 
-    return _Projected(rotated("q"), rotated("k"), heads("v"))
+    return Projected(rotated("q"), rotated("k"), heads("v"))
 
 
-def _mlp(spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"]) -> Float[Array, "S Q D"]:
+def finish_layer(
+    spec: DecoderSpec, w: Weights, x: Float[Array, "S Q D"], attended: Float[Array, "S Q H N"], place: Placement
+) -> Float[Array, "S Q D"]:
+    """The second half of a layer, from what attention gave."""
+    flat = place(attended.reshape(*x.shape[:2], -1), "batch", None, "heads")
+    x = place(x + linear(w, "self_attn.o_proj", flat), "batch", None, "embed")
+    y = rms_norm(x, w["post_attention_layernorm.weight"], spec.norm_eps)
+    return place(x + _mlp(spec, w, y, place), "batch", None, "embed")
+
+
+def _mlp(spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"], place: Placement) -> Float[Array, "S Q D"]:
     if spec.experts:
-        return experts_mlp(spec, w, y.reshape(-1, spec.width)).reshape(y.shape)
-    return linear(w, "mlp.down_proj", jax.nn.silu(linear(w, "mlp.gate_proj", y)) * linear(w, "mlp.up_proj", y))
+        return experts_mlp(spec, w, y.reshape(-1, spec.width), place).reshape(y.shape)
+    inner = jax.nn.silu(linear(w, "mlp.gate_proj", y)) * linear(w, "mlp.up_proj", y)
+    return linear(w, "mlp.down_proj", place(inner, "batch", None, "mlp"))

@@ -1,28 +1,70 @@
-"""Mixture of experts: each token goes to its top experts, and none is ever dropped."""
+"""Mixture of experts: each token goes to its top experts, and none is ever dropped.
+
+Where experts are shared out over devices, either their weights come to the tokens or the tokens to their experts,
+whichever moves fewer bytes (`tokens_travel`). Tokens travel by all-gather and return by reduce-scatter: an all-to-all
+that drops none needs room for every token at every device all the same, and with eight experts a token nearly every
+one has an expert on each of up to eight devices.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from audio_grpo.model.grouped import grouped_mlp
 from audio_grpo.model.layers import linear
 from audio_grpo.model.spec import DecoderSpec
 from audio_grpo.model.table import Weights
+from audio_grpo.parallel.activations import Placement
 
-_BLOCK_ROWS = 32
-"""Rows that share one expert's weights in a batched product: large enough to fill a core, small enough to waste few."""
+_ROWS_AT_ONCE = 1 << 15
+"""Routed rows that exist together; more tokens are taken in parts, each computed again in the backward pass."""
+
+_MATRICES = tuple(f"mlp.experts.*.{name}_proj.weight" for name in ("gate", "up", "down"))
+_MATRIX_AXES = (PartitionSpec("expert", "tensor", "fsdp"),) * 2 + (PartitionSpec("expert", "fsdp", "tensor"),)
+_WIDTH = (2, 2, 1)
+"""Dimension of each matrix that is the model width."""
+
+Matrices = tuple[Float[Array, "e f w"], Float[Array, "e f w"], Float[Array, "e w f"]]
+"""Gate, up and down of this device's e experts, and of these the part that it has."""
+
+Routed = tuple[Float[Array, "tokens d"], Float[Array, "tokens k"], Int[Array, "tokens k"]]
+"""Tokens, the shares of their experts, and which those are."""
 
 
-def experts_mlp(spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"]) -> Float[Array, "tokens D"]:
+def experts_mlp(
+    spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"], place: Placement
+) -> Float[Array, "tokens D"]:
     """Weighted sum of each token's top experts, down(silu(gate x) · up x)."""
-    shares, chosen = _route(spec, w, x)
-    assignments = chosen.reshape(-1)
-    order = jnp.argsort(assignments, stable=True)
-    sizes = jnp.bincount(assignments, length=spec.experts)
-    rows = x[order // spec.experts_per_token]
-    experts = tuple(w[f"mlp.experts.*.{name}_proj.weight"].astype(x.dtype) for name in ("gate", "up", "down"))
-    y = jax.lax.platform_dependent(rows, sizes, *experts, cpu=_blocked_experts, default=_ragged_experts)
-    y = y[jnp.argsort(order)].reshape(*chosen.shape, -1)
-    return jnp.einsum("nkd,nk->nd", y, shares.astype(x.dtype))
+    routed = (x, *_route(spec, w, x))
+    gate, up, down = (w[name].astype(x.dtype) for name in _MATRICES)
+    matrices = (gate, up, down)
+    mesh = place.mesh
+    if mesh is None or mesh.size == 1:
+        return _in_parts(partial(_own_experts, spec, matrices, place.platform, first=0), routed, _part(spec, 1))
+    weights_stay = place.rules["embed"] != ()
+    tokens = PartitionSpec(place.rules["batch"], "fsdp" if weights_stay else None)
+    chosen = PartitionSpec(place.rules["batch"])
+    program = jax.shard_map(
+        partial(_few_tokens if weights_stay else _many_tokens, spec, place),
+        mesh=mesh,
+        in_specs=((tokens, chosen, chosen), _MATRIX_AXES),
+        out_specs=PartitionSpec(place.rules["batch"], place.rules["embed"] or None),
+        check_vma=False,
+    )
+    return program(routed, matrices)
+
+
+def tokens_travel(spec: DecoderSpec, tokens: int, shards: int) -> bool:
+    """Whether bringing `tokens` of each of `shards` devices to their experts moves less than bringing the experts.
+
+    Tokens come and their results return, (shards − 1) · tokens · width each; weights come as (shards − 1) / shards of
+    three matrices an expert, and in the backward pass their gradients return.
+    """
+    return 2 * tokens * shards < 3 * spec.experts * spec.expert_width
 
 
 def _route(
@@ -35,46 +77,78 @@ def _route(
     return shares, chosen
 
 
-def _ragged_experts(
-    rows: Float[Array, "n D"],
-    sizes: Int[Array, "E"],
-    gate: Float[Array, "E F D"],
-    up: Float[Array, "E F D"],
-    down: Float[Array, "E D F"],
-) -> Float[Array, "n D"]:
-    """Rows sorted by expert through grouped matrix products, which TPU and GPU have."""
-    dims = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
+def _many_tokens(
+    spec: DecoderSpec, place: Placement, routed: Routed, matrices: Matrices
+) -> Float[Array, "tokens d"]:
+    """One device's share: weights are gathered along the width, and then either tokens or experts are exchanged."""
+    shards = jax.lax.axis_size("expert")
+    travel = shards > 1 and tokens_travel(spec, routed[0].shape[0], shards)
+    matrices = jax.tree.map(partial(_gather, axis="fsdp"), matrices, _WIDTH)
+    if not travel:
+        matrices = jax.tree.map(partial(_gather, axis="expert", dimension=0), matrices)
+    first = jax.lax.axis_index("expert") * matrices[0].shape[0] if travel else 0
+    own = partial(_own_experts, spec, matrices, place.platform, first=first)
 
-    def grouped(x: Float[Array, "n I"], weight: Float[Array, "E O I"]) -> Float[Array, "n O"]:
-        return jax.lax.ragged_dot_general(x, weight, sizes, dims)
+    def part(routed: Routed) -> Float[Array, "part d"]:
+        if not travel:
+            return jax.lax.psum(own(routed), "tensor")
+        y = own(jax.tree.map(partial(_gather, axis="expert", dimension=0), routed))
+        return jax.lax.psum_scatter(jax.lax.psum(y, "tensor"), "expert", scatter_dimension=0, tiled=True)
 
-    return grouped(jax.nn.silu(grouped(rows, gate)) * grouped(rows, up), down)
+    return _in_parts(part, routed, _part(spec, shards if travel else 1))
 
 
-def _blocked_experts(
-    rows: Float[Array, "n D"],
-    sizes: Int[Array, "E"],
-    gate: Float[Array, "E F D"],
-    up: Float[Array, "E F D"],
-    down: Float[Array, "E D F"],
-) -> Float[Array, "n D"]:
-    """Rows sorted by expert, each expert's padded to whole blocks, as one batched product over blocks.
+def _few_tokens(
+    spec: DecoderSpec, place: Placement, routed: Routed, matrices: Matrices
+) -> Float[Array, "tokens own_d"]:
+    """One device's share where every device has all tokens and its part of every weight, and keeps it."""
+    first = jax.lax.axis_index("expert") * matrices[0].shape[0]
+    y = _own_experts(spec, matrices, place.platform, routed, first=first, width_axis="fsdp")
+    return jax.lax.psum_scatter(jax.lax.psum(y, "tensor"), "expert", scatter_dimension=1, tiled=True)
 
-    CPU computes a `ragged_dot` for every row and every expert; here the work follows the routed rows.
-    """
-    count, experts = rows.shape[0], sizes.shape[0]
-    blocks_per_expert = -(-sizes // _BLOCK_ROWS)
-    first_block = jnp.cumsum(blocks_per_expert) - blocks_per_expert
-    blocks = min(count, count // _BLOCK_ROWS + experts)
-    expert_of_row = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=count)
-    rank = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[expert_of_row]
-    slot = first_block[expert_of_row] * _BLOCK_ROWS + rank
-    blocked = jnp.zeros((blocks * _BLOCK_ROWS, rows.shape[1]), rows.dtype).at[slot].set(rows)
-    blocked = blocked.reshape(blocks, _BLOCK_ROWS, -1)
-    expert_of_block = jnp.repeat(jnp.arange(experts), blocks_per_expert, total_repeat_length=blocks)
 
-    def batched(x: Float[Array, "b r I"], weight: Float[Array, "E O I"]) -> Float[Array, "b r O"]:
-        return jnp.einsum("bri,boi->bro", x, weight[expert_of_block])
+def _own_experts(
+    spec: DecoderSpec,
+    matrices: Matrices,
+    platform: str,
+    routed: Routed,
+    *,
+    first: int | Int[Array, ""],
+    width_axis: str | None = None,
+) -> Float[Array, "own_tokens d"]:
+    """What the experts from number `first` on, whose matrices are given, add to each token."""
+    x, shares, chosen = routed
+    own = matrices[0].shape[0]
+    # Own experts' rows come first; the rest belong to none of them.
+    assignments = (chosen.reshape(-1) - first) % spec.experts
+    order = jnp.argsort(assignments, stable=True)
+    sizes = jnp.bincount(assignments, length=spec.experts)[:own]
+    rows = x[order // spec.experts_per_token]
+    y = grouped_mlp(rows, sizes, matrices, platform=platform, width_axis=width_axis)
+    y = y[jnp.argsort(order)].reshape(*chosen.shape, -1)
+    return jnp.einsum("nkd,nk->nd", y, shares.astype(x.dtype))
 
-    y = batched(jax.nn.silu(batched(blocked, gate)) * batched(blocked, up), down)
-    return y.reshape(blocks * _BLOCK_ROWS, -1)[slot]
+
+def _part(spec: DecoderSpec, shards: int) -> int:
+    """Tokens of each device that are taken together."""
+    return max(1, _ROWS_AT_ONCE // (shards * spec.experts_per_token))
+
+
+def _in_parts(
+    program: Callable[[Routed], Float[Array, "part d"]], routed: Routed, size: int
+) -> Float[Array, "tokens d"]:
+    """Run a program on `size` tokens at a time."""
+    tokens = routed[0].shape[0]
+    if tokens <= size:
+        return program(routed)
+    padding = -tokens % size
+
+    def split(x: Array) -> Array:
+        return jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, size, x.shape[1])
+
+    y = jax.lax.map(jax.checkpoint(program), jax.tree.map(split, routed))
+    return y.reshape(tokens + padding, -1)[:tokens]
+
+
+def _gather(x: Array, dimension: int, axis: str) -> Array:
+    return jax.lax.all_gather(x, axis, axis=dimension, tiled=True)

@@ -40,8 +40,8 @@ def _adapter(name: str, weight: Weight, rank: int, pattern: str) -> Table:
     lead, axes = weight.shape[:stacked], weight.axes[:stacked]
     outputs, inputs = weight.shape[stacked:]
     return {
-        name + A: Weight((*lead, rank, inputs), (*axes, None, weight.axes[-1])),
-        name + B: Weight((*lead, outputs, rank), (*axes, weight.axes[-2], None), "zeros"),
+        name + A: Weight((*lead, rank, inputs), (*axes, None, weight.axes[-1]), unit=weight.unit),
+        name + B: Weight((*lead, outputs, rank), (*axes, weight.axes[-2], None), "zeros", weight.unit),
     }
 
 

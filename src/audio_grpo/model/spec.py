@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jax.sharding import Mesh
+
 from audio_grpo.config import Config
 
 
@@ -67,7 +69,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinkerSpec:
-    """Sizes and number format of the whole model."""
+    """Sizes, number format and devices of the whole model."""
 
     audio: AudioTowerSpec
     decoder: DecoderSpec
@@ -77,9 +79,11 @@ class ThinkerSpec:
     """Recompute each layer in the backward pass."""
     lora_scale: float = 1.0
     """alpha / rank of the adapters, where the weights have any."""
+    mesh: Mesh | None = None
+    """Devices over which activations are laid out; None leaves that to the compiler."""
 
 
-def thinker_spec(config: Config) -> ThinkerSpec:
+def thinker_spec(config: Config, mesh: Mesh | None = None) -> ThinkerSpec:
     """Take the model's sizes from a configuration; audio sizes left open shrink with the decoder."""
     width = config.d_model_for_audio or config.emb_dim
     return ThinkerSpec(
@@ -110,17 +114,21 @@ def thinker_spec(config: Config) -> ThinkerSpec:
             rope_theta=config.rope_max_timescale,
             norm_eps=config.normalization_layer_epsilon,
         ),
-        dtype=resolve_dtype(config.dtype),
+        dtype=resolve_dtype(config.dtype, mesh),
         remat=config.remat_policy == "full",
         lora_scale=config.lora_alpha / max(1, config.lora_rank),
+        mesh=mesh,
     )
 
 
-def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
-    """Give "auto" its meaning on this machine: float32 on CPU, bfloat16 on accelerators."""
+def resolve_dtype(
+    name: Literal["auto", "float32", "bfloat16"], mesh: Mesh | None = None
+) -> Literal["float32", "bfloat16"]:
+    """Give "auto" its meaning on the mesh's devices, or this machine's: float32 on CPU, bfloat16 on accelerators."""
     if name != "auto":
         return name
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return "float32" if platform == "cpu" else "bfloat16"
 
 
 def compute_dtype(spec: ThinkerSpec) -> jnp.dtype:

@@ -16,8 +16,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key
+
+from audio_grpo.parallel.mesh import weight_sharding
 
 Weights = Mapping[str, Array]
 """Arrays by table key."""
@@ -34,6 +37,8 @@ class Weight:
     init: Literal["fan_in", "before_gelu", "embedding", "ones", "zeros"] = "fan_in"
     """Normal with standard deviation inputs^−0.5 ("fan_in"), twice that ("before_gelu", which halves small values) or
     0.02 ("embedding"); or a constant."""
+    unit: int = 1
+    """Consecutive rows of a dimension over heads that stay together: the head width."""
 
     @property
     def size(self) -> int:
@@ -54,6 +59,15 @@ def published_names(key: str, weight: Weight) -> Iterator[tuple[str, tuple[int, 
 def abstract(table: Table, dtype: DTypeLike) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes without data."""
     return {key: jax.ShapeDtypeStruct(weight.shape, dtype) for key, weight in table.items()}
+
+
+def sharding_of(mesh: Mesh, key: str, weight: Weight) -> NamedSharding:
+    """Where a weight lies on the mesh.
+
+    Raises:
+        UserError: the rules do not fit the weight.
+    """
+    return weight_sharding(mesh, key, weight.shape, weight.axes, unit=weight.unit)
 
 
 def initialize(table: Table, key: Key[Array, ""], dtype: DTypeLike) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.lora import scaled
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
 from audio_grpo.model.table import Table, Weights, scope
+from audio_grpo.parallel.activations import FEW_TOKENS, MANY_TOKENS, Placement
 from audio_grpo.types import AudioBatch, PromptBatch
 
 
@@ -30,17 +31,19 @@ def output_head(weights: Weights) -> Float[Array, "V D"]:
 
 def hear(spec: ThinkerSpec, weights: Weights, audio: AudioBatch) -> Float[Array, "B A D"]:
     """Embed B clips with the audio tower; see `audio_tower.hear`."""
-    return audio_tower.hear(spec.audio, scaled(weights, spec.lora_scale), audio, compute_dtype(spec))
+    place = Placement(spec.mesh, MANY_TOKENS)
+    return audio_tower.hear(spec.audio, scaled(weights, spec.lora_scale), audio, compute_dtype(spec), place)
 
 
 def prefill(
     spec: ThinkerSpec, weights: Weights, prompts: PromptBatch, heard: Float[Array, "B A D"], audio_pad: int
 ) -> tuple[Float[Array, "B D"], KeysValues]:
     """Run B prompts; returns the final hidden state of each last token and all keys and values [L, B, T, K, N]."""
-    stream = _prompt_stream(spec, weights, prompts, heard, audio_pad)
+    place = Placement(spec.mesh, MANY_TOKENS)
+    stream = _prompt_stream(spec, weights, prompts, heard, audio_pad, place)
 
     def layer(x: Float[Array, "B T D"], w: Weights) -> tuple[Float[Array, "B T D"], KeysValues]:
-        return decoder_layer(spec.decoder, w, stream._replace(x=x))
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), place)
 
     x, cache = jax.lax.scan(layer, stream.x, _layers(spec, weights))
     return _final_norm(spec, weights, _last(x, prompts)), cache
@@ -53,11 +56,12 @@ def extend(
     positions: Int[Array, "S Q"],
     cached: Sequence[Segment],
 ) -> tuple[Float[Array, "S Q D"], KeysValues]:
-    """Run Q further tokens of S sequences; the cached segments' keys and values are stacked over layers.
+    """Run Q further tokens, few, of S sequences; the cached segments' keys and values are stacked over layers.
 
     Returns final hidden states and the new keys and values [L, S, Q, K, N].
     """
-    stream = Stream(_embed(spec, weights, tokens), positions)
+    place = Placement(spec.mesh, FEW_TOKENS)
+    stream = Stream(_embed(spec, weights, tokens, place), positions)
 
     def layer(x: Float[Array, "S Q D"], scanned: tuple) -> tuple[Float[Array, "S Q D"], KeysValues]:
         w, keys_values = scanned
@@ -65,7 +69,7 @@ def extend(
             segment._replace(keys=keys, values=values)
             for segment, (keys, values) in zip(cached, keys_values, strict=True)
         ]
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), segments)
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, segments)
 
     stacked = [(segment.keys, segment.values) for segment in cached]
     x, new = jax.lax.scan(layer, stream.x, (_layers(spec, weights), stacked))
@@ -86,16 +90,17 @@ def group_hidden(
     through them: T + G·C positions a group instead of G·(T + C).
     """
     groups, generations, length = completions.shape
-    prompt = _prompt_stream(spec, weights, prompts, heard, audio_pad)
+    place = Placement(spec.mesh, MANY_TOKENS)
+    prompt = _prompt_stream(spec, weights, prompts, heard, audio_pad, place)
     inputs = completions[:, :, :-1].reshape(groups * generations, length - 1)
     positions = jnp.repeat(prompts.true_length, generations)[:, None] + jnp.arange(length - 1)
-    completion = Stream(_embed(spec, weights, inputs), positions)
+    completion = Stream(_embed(spec, weights, inputs, place), positions)
     real = (jnp.arange(prompt.x.shape[1]) < prompts.true_length[:, None])[:, None, :]
 
     def layer(xs: tuple[Array, Array], w: Weights) -> tuple[tuple[Array, Array], None]:
-        x, cache = decoder_layer(spec.decoder, w, prompt._replace(x=xs[0]))
+        x, cache = decoder_layer(spec.decoder, w, prompt._replace(x=xs[0]), place)
         shared = Segment(cache.keys, cache.values, real)
-        y, _ = decoder_layer(spec.decoder, w, completion._replace(x=xs[1]), [shared])
+        y, _ = decoder_layer(spec.decoder, w, completion._replace(x=xs[1]), place, [shared])
         return (x, y), None
 
     body = jax.checkpoint(layer) if spec.remat else layer
@@ -111,20 +116,29 @@ def _layers(spec: ThinkerSpec, weights: Weights) -> Weights:
 
 
 def _prompt_stream(
-    spec: ThinkerSpec, weights: Weights, prompts: PromptBatch, heard: Float[Array, "B A D"], audio_pad: int
+    spec: ThinkerSpec,
+    weights: Weights,
+    prompts: PromptBatch,
+    heard: Float[Array, "B A D"],
+    audio_pad: int,
+    place: Placement,
 ) -> Stream:
     """Token embeddings with audio embeddings at the placeholders, in order."""
     placeholder = prompts.tokens == audio_pad
-    x = _embed(spec, weights, prompts.tokens)
+    x = _embed(spec, weights, prompts.tokens, place)
     if heard.shape[1]:
         index = jnp.clip(jnp.cumsum(placeholder, axis=1) - 1, 0, heard.shape[1] - 1)
         audio = jnp.take_along_axis(heard.astype(x.dtype), index[..., None], axis=1)
         x = jnp.where(placeholder[..., None], audio, x)
+    x = place(x, "batch", None, "embed")
     return Stream(x, jnp.broadcast_to(jnp.arange(x.shape[1]), prompts.tokens.shape))
 
 
-def _embed(spec: ThinkerSpec, weights: Weights, tokens: Int[Array, "S Q"]) -> Float[Array, "S Q D"]:
-    return weights["model.embed_tokens.weight"][tokens].astype(compute_dtype(spec))
+def _embed(
+    spec: ThinkerSpec, weights: Weights, tokens: Int[Array, "S Q"], place: Placement
+) -> Float[Array, "S Q D"]:
+    embedded = weights["model.embed_tokens.weight"][tokens].astype(compute_dtype(spec))
+    return place(embedded, "batch", None, "embed")
 
 
 def _last(x: Float[Array, "B T D"], prompts: PromptBatch) -> Float[Array, "B D"]:

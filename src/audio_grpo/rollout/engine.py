@@ -19,7 +19,7 @@ from audio_grpo.model.attention import Membership
 from audio_grpo.model.spec import ThinkerSpec, thinker_spec
 from audio_grpo.model.table import Weights
 from audio_grpo.model.thinker import hear
-from audio_grpo.parallel.mesh import batch_shards
+from audio_grpo.parallel.mesh import batch_shards, single_device_mesh
 from audio_grpo.rollout import programs
 from audio_grpo.rollout.sampler import Sampling
 from audio_grpo.rollout.scheduler import Prefill, Scheduler, Start, membership
@@ -97,12 +97,10 @@ class OfflineEngine:
         settings: EngineSettings | None = None,
     ) -> None:
         self.weights = weights
-        self.spec: ThinkerSpec = thinker_spec(config)
+        self._mesh = mesh or single_device_mesh(jax.devices()[0])
+        self.spec: ThinkerSpec = thinker_spec(config, self._mesh)
         self.settings = settings or engine_settings(config)
         self.special = special or family_special_tokens(config.decoder_block, config.vocab_size)
-        self._mesh = mesh or Mesh(
-            np.asarray(jax.devices()[:1]).reshape(1, 1, 1, 1), ("data", "fsdp", "expert", "tensor")
-        )
         self._allowed = jnp.asarray(_allowed_tokens(self.special, config.vocab_size))
         self._states: dict[_Shape, programs.DecodeState] = {}
 
@@ -147,7 +145,8 @@ class OfflineEngine:
         if count == 0:
             return []
         shape = self._shape(count, generations)
-        scheduler = Scheduler(slots=shape.slots, rows=shape.rows, prompts=count, generations=generations)
+        sizes = {"slots": shape.slots, "rows": shape.rows, "parts": batch_shards(self._mesh)}
+        scheduler = Scheduler(**sizes, prompts=count, generations=generations)
         keys = _sample_keys(self.settings.seed if seed is None else seed, ids, generations)
         results: list[list[Completion | None]] = [[None] * generations for _ in ids]
         state = self._states.pop(shape, None) or self._empty_state(shape)
@@ -155,7 +154,7 @@ class OfflineEngine:
             prefills, starts = scheduler.admit()
             state = self._run_prefills(state, shape, prompts, listen, prefills)
             state = self._run_starts(state, shape, keys, starts)
-            members = membership(scheduler.running, slots=shape.slots, rows=shape.rows, width=shape.width)
+            members = membership(scheduler.running, **sizes, width=shape.width)
             state = self._burst(self.weights, self._allowed, state, Membership(*map(jnp.asarray, members)))
             for start, completion in _take_finished(scheduler, state.slots, self.special.stop):
                 results[start.prompt][start.sample] = completion
@@ -184,19 +183,19 @@ class OfflineEngine:
         return AudioBatch(features, np.asarray([_frames(request) for request in requests], np.int32))
 
     def _shape(self, prompts: int, generations: int) -> _Shape:
-        """Slots for the whole workload if they fit; rows for twice the prompts that fill the slots, for stragglers."""
-        shards = batch_shards(self._mesh)
-        slots = min(self.settings.max_slots, prompts * generations)
+        """Slots for the whole workload if they fit; rows for twice the prompts that fill the slots, for stragglers.
+
+        All are counted for each part of the mesh first: its prompts, its share of `max_slots`.
+        """
+        parts = batch_shards(self._mesh)
+        prompts = -(-prompts // parts)
+        slots = min(-(-self.settings.max_slots // parts), prompts * generations)
         filling = -(-slots // generations)
-
-        def whole(size: int) -> int:
-            return -(-size // shards) * shards
-
         return _Shape(
-            slots=whole(slots),
-            rows=whole(min(prompts, 2 * filling)),
-            width=min(generations, whole(slots)),
-            prefill=whole(min(filling, _PREFILL_PROMPTS)),
+            slots=slots * parts,
+            rows=min(prompts, 2 * filling) * parts,
+            width=min(generations, slots),
+            prefill=min(filling, -(-_PREFILL_PROMPTS // parts)) * parts,
         )
 
     def _empty_state(self, shape: _Shape) -> programs.DecodeState:
@@ -212,7 +211,7 @@ class OfflineEngine:
 
     @cached_property
     def _state_sharding(self) -> programs.DecodeState:
-        return state_sharding(self._mesh, self.spec.decoder)
+        return state_sharding(self._mesh)
 
     @cached_property
     def _hear(self) -> Callable[..., Any]:
@@ -241,13 +240,19 @@ class OfflineEngine:
         listen: Listen,
         prefills: Sequence[Prefill],
     ) -> programs.DecodeState:
-        for first in range(0, len(prefills), shape.prefill):
-            batch = prefills[first : first + shape.prefill]
-            padding = shape.prefill - len(batch)
-            indices = [x.prompt for x in batch] + [batch[0].prompt] * padding
-            rows = np.asarray([x.row for x in batch] + [shape.rows] * padding, np.int32)
-            chosen = PromptBatch(prompts.tokens[indices], prompts.true_length[indices])
-            state = self._prefill(weights=self.weights, state=state, prompts=chosen, heard=listen(indices), rows=rows)
+        parts = batch_shards(self._mesh)
+        size, rows_of_part = shape.prefill // parts, shape.rows // parts
+        waiting = [[x for x in prefills if x.row // rows_of_part == part] for part in range(parts)]
+        for first in range(0, max(map(len, waiting)), size):
+            indices = np.zeros((parts, size), np.int32)
+            rows = np.full((parts, size), rows_of_part, np.int32)  # beyond the part: not written
+            for part, queue in enumerate(waiting):
+                for i, prefill in enumerate(queue[first : first + size]):
+                    indices[part, i], rows[part, i] = prefill.prompt, prefill.row % rows_of_part
+            flat = indices.reshape(-1)
+            chosen = PromptBatch(prompts.tokens[flat], prompts.true_length[flat])
+            heard = listen(flat.tolist())
+            state = self._prefill(weights=self.weights, state=state, prompts=chosen, heard=heard, rows=rows)
         return state
 
     def _run_starts(

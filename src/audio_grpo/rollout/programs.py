@@ -11,6 +11,7 @@ from audio_grpo.model.decoder import KeysValues
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
 from audio_grpo.model.table import Weights
 from audio_grpo.model.thinker import extend, output_head, prefill
+from audio_grpo.parallel.activations import FEW_TOKENS, Placement
 from audio_grpo.rollout.sampler import Sampling, sample
 from audio_grpo.types import PromptBatch
 
@@ -90,21 +91,27 @@ def prefill_rows(
     state: DecodeState,
     prompts: PromptBatch,
     heard: Float[Array, "B A D"],
-    rows: Int[Array, "B"],
+    rows: Int[Array, "P b"],
     audio_pad: int,
 ) -> DecodeState:
-    """Run prompts into rows of the prompt cache; prompts whose row is beyond R are padding and leave no trace."""
+    """Run prompts into rows of the prompt cache.
+
+    Prompts and rows come in P parts, each on its devices; `rows` counts within a part, and a prompt whose row is beyond
+    its part is padding and leaves no trace.
+    """
     hidden, cache = prefill(spec, weights, prompts, heard, audio_pad)
     old = state.prompts
 
-    def put(rows_of: Array, new: Array) -> Array:
-        return rows_of.at[:, rows].set(new, mode="drop")
+    def put(old: Array, new: Array) -> Array:
+        parts = (x.reshape(rows.shape[0], -1, *x.shape[1:]) for x in (old, new))
+        return jax.vmap(lambda o, n, r: o.at[r].set(n, mode="drop"))(*parts, rows).reshape(old.shape)
 
+    put_layers = jax.vmap(put)
     return state._replace(
         prompts=Prompts(
-            KeysValues(put(old.cache.keys, cache.keys), put(old.cache.values, cache.values)),
-            old.length.at[rows].set(prompts.true_length, mode="drop"),
-            old.hidden.at[rows].set(hidden, mode="drop"),
+            KeysValues(put_layers(old.cache.keys, cache.keys), put_layers(old.cache.values, cache.values)),
+            put(old.length, prompts.true_length),
+            put(old.hidden, hidden),
         )
     )
 
@@ -160,7 +167,10 @@ def _decode_step(
     slots: Slots,
 ) -> Slots:
     """Draw a token from each slot's hidden state, then run it to the next hidden state."""
-    logits = jnp.einsum("sd,vd->sv", slots.hidden, output_head(weights), preferred_element_type=jnp.float32)
+    place = Placement(spec.mesh, FEW_TOKENS)
+    whole = place(slots.hidden, "batch", None)
+    logits = jnp.einsum("sd,vd->sv", whole, output_head(weights), preferred_element_type=jnp.float32)
+    logits = place(logits, "batch", "vocab")
     uniform = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position)))
     tokens, log_probs = sample(sampling, logits, allowed, uniform(slots.key, slots.length))
 
@@ -174,11 +184,9 @@ def _decode_step(
     ]
     hidden, new = extend(spec, weights, tokens[:, None], positions, segments)
     length = slots.length + slots.active
+    append = jax.vmap(lambda cache, new, at: cache.at[:, at].set(new[:, 0], mode="drop"), (1, 1, 0), 1)
     return slots._replace(
-        cache=KeysValues(
-            slots.cache.keys.at[:, each, at].set(new.keys[:, :, 0], mode="drop"),
-            slots.cache.values.at[:, each, at].set(new.values[:, :, 0], mode="drop"),
-        ),
+        cache=KeysValues(*(append(old, fresh, at) for old, fresh in zip(slots.cache, new, strict=True))),
         hidden=hidden[:, 0],
         length=length,
         active=slots.active & ~jnp.isin(tokens, jnp.asarray(stop, jnp.int32)) & (length < slots.limit),

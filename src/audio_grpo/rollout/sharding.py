@@ -5,23 +5,26 @@ from typing import Any
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audio_grpo.model.decoder import KeysValues
-from audio_grpo.model.spec import DecoderSpec
+from audio_grpo.parallel.activations import FEW_TOKENS
 from audio_grpo.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from audio_grpo.rollout.programs import DecodeState, Prompts, Slots
 
 
-def state_sharding(mesh: Mesh, spec: DecoderSpec) -> DecodeState:
-    """Caches and hidden states are split by sequence and by key/value head; what the host reads is everywhere."""
-    heads = "tensor" if spec.kv_heads % mesh.shape["tensor"] == 0 else None
-    cache: Any = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None, heads, None))
+def state_sharding(mesh: Mesh) -> DecodeState:
+    """Caches are split by sequence and by key/value head, hidden states as decoding has them.
+
+    What the host reads is everywhere.
+    """
+    cache: Any = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None, "tensor", None))
     everywhere: Any = replicated(mesh)
     by_sequence: Any = batch_sharding(mesh)
+    decoding: Any = NamedSharding(mesh, PartitionSpec(FEW_TOKENS["batch"], FEW_TOKENS["embed"]))
     caches = KeysValues(cache, cache)
     return DecodeState(
         Prompts(caches, everywhere, by_sequence),
         Slots(
             cache=caches,
-            hidden=by_sequence,
+            hidden=decoding,
             row=everywhere,
             key=everywhere,
             length=everywhere,

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from rich.progress import Progress
 
 from audio_grpo.model.checkpoint.folder import open_files, table_tensors
 from audio_grpo.model.checkpoint.tensor_file import StoredTensor
-from audio_grpo.model.table import Table, Weight, published_names
-from audio_grpo.parallel.mesh import weight_sharding
+from audio_grpo.model.table import Table, Weight, published_names, sharding_of
 
 _Tensors = Mapping[tuple[int, ...], StoredTensor]
 """Stored tensors by their index into the stacked weight."""
@@ -44,10 +44,10 @@ def read_published(folder: Path, table: Table, mesh: Mesh, dtype: jnp.dtype) -> 
 
 
 def _read_weight(key: str, weight: Weight, tensors: _Tensors, mesh: Mesh, dtype: jnp.dtype) -> Array:
-    sharding = weight_sharding(mesh, key, weight.shape, weight.axes)
+    sharding = sharding_of(mesh, key, weight)
     if "*" not in key:
         return _read_part(weight.shape, tensors, sharding, dtype)
-    layer_sharding = weight_sharding(mesh, key, weight.shape[1:], weight.axes[1:])
+    layer_sharding = sharding_of(mesh, key, replace(weight, shape=weight.shape[1:], axes=weight.axes[1:]))
     whole = jnp.zeros(weight.shape, dtype, device=sharding)
     for layer in range(weight.shape[0]):
         of_layer = {index[1:]: tensor for index, tensor in tensors.items() if index[0] == layer}

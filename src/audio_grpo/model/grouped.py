@@ -1,0 +1,111 @@
+"""Experts' MLPs on rows sorted by expert: grouped matrix products, by the means of each platform.
+
+A grouping is made once from the rows' sizes and gives three functions: rows into its arrangement, a product of
+arranged rows with one matrix per expert, and arranged rows back.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox import ops as megablox
+from jaxtyping import Array, Float, Int
+
+_BLOCK_ROWS = 32
+"""Rows that share one expert's weights in a batched product: large enough to fill a core, small enough to waste few."""
+_LANES = 128
+"""The TPU kernel takes widths that are multiples of this."""
+
+
+class Grouping(NamedTuple):
+    """Products of rows with their experts' matrices; `sizes` says how many rows, in order, each expert has."""
+
+    arrange: Callable[[Float[Array, "n D"]], Float[Array, "..."]]
+    product: Callable[[Float[Array, "..."], Float[Array, "E O I"]], Float[Array, "..."]]
+    restore: Callable[[Float[Array, "..."]], Float[Array, "n D"]]
+
+
+def grouped_mlp(
+    rows: Float[Array, "n D"],
+    sizes: Int[Array, "E"],
+    matrices: tuple[Float[Array, "E F D"], Float[Array, "E F D"], Float[Array, "E D F"]],
+    *,
+    platform: str,
+    width_axis: str | None = None,
+) -> Float[Array, "n D"]:
+    """down(silu(gate x) · up x) of each row by its expert; rows beyond the experts' give zeros.
+
+    `matrices` are gate, up and down. With `width_axis`, rows and matrices hold this device's part of the width D, and
+    the inner products are completed over that mesh axis.
+    """
+    gate, up, down = matrices
+    grouping = _grouping(platform, rows, sizes, gate)
+    # Rows that belong to no expert are computed by no kernel and may hold anything, in both directions.
+    valid = (jnp.arange(rows.shape[0]) < sizes.sum())[:, None]
+    arranged = grouping.arrange(jnp.where(valid, rows, 0))
+
+    def inner(matrix: Float[Array, "E O I"]) -> Float[Array, "..."]:
+        y = grouping.product(arranged, matrix)
+        return y if width_axis is None else jax.lax.psum(y.astype(jnp.float32), width_axis).astype(y.dtype)
+
+    y = grouping.restore(grouping.product(jax.nn.silu(inner(gate)) * inner(up), down))
+    return jnp.where(valid, y, 0)
+
+
+def _grouping(
+    platform: str, rows: Float[Array, "n D"], sizes: Int[Array, "E"], matrix: Float[Array, "E O I"]
+) -> Grouping:
+    if platform == "cpu":
+        return blocked(rows.shape[0], sizes)
+    if platform == "tpu" and not any(width % _LANES for width in matrix.shape[1:]):
+        return pallas(rows.shape[0], sizes)
+    return ragged(sizes)
+
+
+def ragged(sizes: Int[Array, "E"]) -> Grouping:
+    """`ragged_dot`, which GPU has and TPU too, though there it copies matrices that are stored as [outputs, inputs]."""
+    dims = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
+    return Grouping(lambda x: x, lambda x, matrix: jax.lax.ragged_dot_general(x, matrix, sizes, dims), lambda x: x)
+
+
+def pallas(count: int, sizes: Int[Array, "E"], *, interpret: bool = False) -> Grouping:
+    """JAX's megablox kernel for TPU, which reads matrices as they are stored."""
+    tile = 512 if count >= 16 * _LANES else _LANES
+    padding = -count % tile
+    # The last group has no matrix: the kernel leaves out its rows.
+    with_rest = jnp.append(sizes, count + padding - sizes.sum()).astype(jnp.int32)
+
+    def product(x: Float[Array, "n I"], matrix: Float[Array, "E O I"]) -> Float[Array, "n O"]:
+        tiling = (tile, min(1024, matrix.shape[2]), min(1024, matrix.shape[1]))
+        return megablox.gmm(x, matrix, with_rest, x.dtype, tiling, transpose_rhs=True, interpret=interpret)
+
+    return Grouping(lambda x: jnp.pad(x, ((0, padding), (0, 0))), product, lambda x: x[:count])
+
+
+def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
+    """Each expert's rows padded to whole blocks, as one batched product over blocks.
+
+    CPU computes a `ragged_dot` for every row and every expert; here the work follows the routed rows.
+    """
+    experts = sizes.shape[0]
+    blocks_per_expert = -(-sizes // _BLOCK_ROWS)
+    first_block = jnp.cumsum(blocks_per_expert) - blocks_per_expert
+    blocks = min(count, count // _BLOCK_ROWS + experts)
+    expert_of_row = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=count)
+    rank = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[expert_of_row]
+    slot = first_block[expert_of_row] * _BLOCK_ROWS + rank
+    slot = jnp.where(jnp.arange(count) < sizes.sum(), slot, blocks * _BLOCK_ROWS)
+    expert_of_block = jnp.repeat(jnp.arange(experts), blocks_per_expert, total_repeat_length=blocks)
+
+    def arrange(x: Float[Array, "n D"]) -> Float[Array, "b r D"]:
+        empty = jnp.zeros((blocks * _BLOCK_ROWS, x.shape[1]), x.dtype)
+        return empty.at[slot].set(x, mode="drop").reshape(blocks, _BLOCK_ROWS, -1)
+
+    def product(x: Float[Array, "b r I"], matrix: Float[Array, "E O I"]) -> Float[Array, "b r O"]:
+        return jnp.einsum("bri,boi->bro", x, matrix[expert_of_block])
+
+    def restore(x: Float[Array, "b r D"]) -> Float[Array, "n D"]:
+        return x.reshape(blocks * _BLOCK_ROWS, -1).at[slot].get(mode="fill", fill_value=0)
+
+    return Grouping(arrange, product, restore)
