@@ -1,14 +1,25 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from audio_grpo.grpo.log_probs import chunked_log_probs
+from audio_grpo.grpo.log_probs import TokenScores, vocabulary_scores
+from audio_grpo.parallel.activations import MANY_TOKENS, Placement
+from audio_grpo.parallel.mesh import MESH_AXES
 
-GROUPS, GENERATIONS, LENGTH, WIDTH, VOCAB = 2, 3, 7, 5, 11
+GROUPS, GENERATIONS, LENGTH, WIDTH, VOCAB = 2, 3, 7, 5, 12
 POSITIONS = GROUPS * GENERATIONS * LENGTH
-CHUNK_SIZES = (1, 5, 6, 12, 13, 18, POSITIONS - 1, POSITIONS, 10 * POSITIONS)
-"""Below one column of positions, one, two and three columns, which do and do not divide seven, all, and more."""
+CHUNK_SIZES = (1, 4, 7, 11, 18, POSITIONS - 1, POSITIONS, 10 * POSITIONS)
+"""In blocks of one, two, three and four entries, half and all of a vocabulary of twelve."""
+
+
+def scores_of(hidden, head, targets, temperature, chunk_size, mesh=None):
+    flat = (hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1))
+    scores = vocabulary_scores(*flat, temperature=temperature, chunk_size=chunk_size, place=Placement(mesh, MANY_TOKENS))
+    return TokenScores(*(x.reshape(targets.shape) for x in scores))
 
 
 def inputs_of(seed=0, length=LENGTH):
@@ -30,7 +41,7 @@ def full_log_softmax(hidden, head, temperature):
 @pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
 def test_values_are_those_of_the_full_log_softmax(chunk_size, temperature):
     hidden, head, targets = inputs_of()
-    scores = chunked_log_probs(hidden, head, targets, temperature, chunk_size)
+    scores = scores_of(hidden, head, targets, temperature, chunk_size)
     everything = full_log_softmax(hidden, head, temperature)
     chosen = np.take_along_axis(everything, np.asarray(targets)[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(scores.log_probs, chosen, atol=1e-5)
@@ -44,7 +55,7 @@ def test_gradients_are_those_of_the_full_log_softmax(chunk_size):
     probe = np.random.default_rng(2).normal(size=targets.shape).astype(np.float32)
 
     def total(hidden, head):
-        scores = chunked_log_probs(hidden, head, targets, 0.7, chunk_size)
+        scores = scores_of(hidden, head, targets, 0.7, chunk_size)
         return (scores.log_probs * probe + scores.entropy).sum()
 
     for_hidden, for_head = jax.grad(total, argnums=(0, 1))(hidden, head)
@@ -54,9 +65,27 @@ def test_gradients_are_those_of_the_full_log_softmax(chunk_size):
     np.testing.assert_allclose(for_head, np.einsum("bgcv,bgcd->vd", for_logits, hidden), atol=1e-4)
 
 
+@pytest.mark.parametrize("sizes", [(1, 4, 1, 1), (1, 2, 1, 2), (2, 1, 2, 1), (1, 1, 1, 4)])
+@pytest.mark.parametrize("chunk_size", [1, 5, 100])
+def test_devices_that_share_the_vocabulary_give_what_one_gives(sizes, chunk_size):
+    mesh = Mesh(np.asarray(jax.devices()).reshape(sizes), MESH_AXES)
+    hidden, head, targets = inputs_of(1, length=8)
+
+    @partial(jax.jit, static_argnums=2)
+    def run(hidden, head, mesh):
+        def total(hidden, head):
+            scores = scores_of(hidden, head, targets, 0.7, chunk_size, mesh)
+            return (jnp.sin(scores.log_probs)).sum(), scores
+
+        return jax.grad(total, argnums=(0, 1), has_aux=True)(hidden, head)
+
+    alone, shared = run(hidden, head, None), run(hidden, head, mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, shared)
+
+
 def test_entropy_of_equal_logits_is_the_logarithm_of_the_vocabulary():
     hidden, head, targets = inputs_of()
-    scores = chunked_log_probs(jnp.zeros_like(hidden), head, targets, 0.5, 6)
+    scores = scores_of(jnp.zeros_like(hidden), head, targets, 0.5, 6)
     np.testing.assert_allclose(scores.entropy, np.log(VOCAB), rtol=1e-6)
     np.testing.assert_allclose(scores.log_probs, -np.log(VOCAB), rtol=1e-6)
 
@@ -65,9 +94,9 @@ def test_hidden_states_in_bfloat16_give_float32_scores():
     """Only the inputs are rounded: products are summed and normalised in float32."""
     hidden, head, targets = inputs_of(3)
     narrow_hidden, narrow_head = hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
-    scores = chunked_log_probs(narrow_hidden, head, targets, 1.0, 6)
+    scores = scores_of(narrow_hidden, head, targets, 1.0, 6)
     assert scores.log_probs.dtype == scores.entropy.dtype == jnp.float32
-    exact = chunked_log_probs(narrow_hidden.astype(jnp.float32), narrow_head.astype(jnp.float32), targets, 1.0, 6)
+    exact = scores_of(narrow_hidden.astype(jnp.float32), narrow_head.astype(jnp.float32), targets, 1.0, 6)
     np.testing.assert_allclose(scores.log_probs, exact.log_probs, atol=1e-4)
 
 
@@ -78,7 +107,7 @@ def temporary_bytes(length, chunk_size, vocab=4096):
     targets = jax.ShapeDtypeStruct((1, 2, length), jnp.int32)
 
     def total(hidden, head, targets):
-        return chunked_log_probs(hidden, head, targets, 1.0, chunk_size).log_probs.sum()
+        return scores_of(hidden, head, targets, 1.0, chunk_size).log_probs.sum()
 
     program = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
     return program.lower(hidden, head, targets).compile().memory_analysis().temp_size_in_bytes

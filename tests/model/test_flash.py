@@ -10,8 +10,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audio_grpo.model import flash as flash_module
-from audio_grpo.model.attention import Segment, attend
-from audio_grpo.model.flash import Projected, causal_attention, flash_supports, group_attention
+from audio_grpo.model.attention import Projected, Segment, attend
+from audio_grpo.model.flash import causal_attention, flash_supports, group_attention
 from audio_grpo.parallel.mesh import BATCH_AXES, MESH_AXES
 
 H, K, N = 4, 2, 8

@@ -111,7 +111,7 @@ def test_a_group_equals_its_completions_run_one_by_one(model):
         )
         stream = thinker._prompt_stream(spec, weights, whole, jnp.repeat(heard, columns, axis=0), AUDIO_PAD, place)
         x, _ = jax.lax.scan(
-            lambda x, w: (decoder_layer(spec.decoder, w, stream._replace(x=x), place)[0], None),
+            lambda x, w: (decoder_layer(spec.decoder, w, stream._replace(x=x), place, thinker._causal)[0], None),
             stream.x,
             scope(weights, LAYERS),
         )

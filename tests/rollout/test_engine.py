@@ -110,9 +110,10 @@ def test_neighbours_and_padding_do_not_change_a_result(sampled):
 def test_a_clip_is_heard_and_its_prompt_prefilled_once_whatever_g(model):
     engine = engine_of(model, max_slots=4, generations=6)
     heard, prefilled = [], []
-    hear, prefill = engine._hear, engine._prefill
-    engine.__dict__["_hear"] = lambda w, audio: heard.append(audio.features.shape[0]) or hear(w, audio)
-    engine.__dict__["_prefill"] = lambda **k: prefilled.extend(r for r in k["rows"] if r < 2) or prefill(**k)
+    programs = engine._programs
+    hear, prefill = programs.hear, programs.prefill
+    programs.__dict__["hear"] = lambda w, audio: heard.append(audio.features.shape[0]) or hear(w, audio)
+    programs.__dict__["prefill"] = lambda **k: prefilled.extend(r for r in k["rows"].flat if r < 2) or prefill(**k)
     engine.batch_inference(REQUESTS)
     assert sum(heard) == len(REQUESTS)
     assert len(prefilled) == len(REQUESTS)

@@ -65,38 +65,50 @@ class Learner:
         self._state_shardings = shardings
         self._gradient_shardings = None if shardings is None else shardings.trainable
 
+    def start(self, trainable: dict[str, Array]) -> TrainState:
+        """State before the first update."""
+        initialize = partial(init_train_state, optimizer=self._optimizer)
+        return jax.jit(initialize, out_shardings=self._state_shardings)(trainable)
+
     def hear(self, weights: Weights, audio: AudioBatch) -> Float[Array, "B A D"]:
         """Audio embeddings of a batch, for as long as the tower stays as it is."""
-        return self._hear_program(weights, audio)
+        return self.hear_program(weights, audio)
 
     def score(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
         """Log-probabilities of the batch's completions."""
-        return self._score_program(weights, batch, heard)
+        return self.score_program(weights, batch, heard)
 
     def gradients(
         self, trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard
     ) -> tuple[dict[str, Array], Any]:
         """Gradients with respect to the trainable weights and what the loss reports."""
-        return self._gradients_program(trainable, frozen, batch, heard)
+        return self.gradients_program(trainable, frozen, batch, heard)
 
     def add(self, a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
         """Sum of two parts' gradients."""
-        return self._add_program(a, b)
+        return self.add_program(a, b)
 
     def apply(self, state: TrainState, gradients: dict[str, Array]) -> tuple[TrainState, Float[Array, ""]]:
         """One optimizer step; returns the new state and the gradient's global norm before clipping."""
-        return self._apply_program(state, gradients)
+        return self.apply_program(state, gradients)
+
+    def abstract_state(self, trainable: dict[str, jax.ShapeDtypeStruct]) -> TrainState:
+        """Shapes, dtypes and shardings of the state of abstract weights."""
+        state = jax.eval_shape(partial(init_train_state, optimizer=self._optimizer), trainable)
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, self._state_shardings
+        )
 
     @cached_property
-    def _hear_program(self) -> Callable[..., Array]:
+    def hear_program(self) -> Callable[..., Array]:
         return jax.jit(partial(hear, self._spec))
 
     @cached_property
-    def _score_program(self) -> Callable[..., TokenScores]:
+    def score_program(self) -> Callable[..., TokenScores]:
         return jax.jit(self._scores)
 
     @cached_property
-    def _gradients_program(self) -> Callable[..., tuple[dict[str, Array], Any]]:
+    def gradients_program(self) -> Callable[..., tuple[dict[str, Array], Any]]:
         def loss(trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard) -> tuple[Array, Any]:
             return self._loss_fn(self._scores({**frozen, **trainable}, batch, heard), batch)
 
@@ -109,11 +121,11 @@ class Learner:
         return jax.jit(program, out_shardings=(self._gradient_shardings, None))
 
     @cached_property
-    def _add_program(self) -> Callable[..., dict[str, Array]]:
+    def add_program(self) -> Callable[..., dict[str, Array]]:
         return jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
 
     @cached_property
-    def _apply_program(self) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
+    def apply_program(self) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
         return jax.jit(self._applied, donate_argnums=0, out_shardings=(self._state_shardings, None))
 
     def _scores(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:

@@ -18,6 +18,14 @@ _SCORES_AT_ONCE = 1 << 22
 """Scores of one sequence and head beyond which queries are taken in blocks: 2,000 positions against themselves."""
 
 
+class Projected(NamedTuple):
+    """Queries, keys and values of new positions; H is a multiple of K."""
+
+    queries: Float[Array, "S Q H N"]
+    keys: Float[Array, "S Q K N"]
+    values: Float[Array, "S Q K N"]
+
+
 class Membership(NamedTuple):
     """Which sequences read which row, where that is not simply W consecutive sequences to a row.
 

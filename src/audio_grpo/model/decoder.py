@@ -1,12 +1,12 @@
 """The text decoder: one layer function for prefill, decode and scoring."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Int
 
-from audio_grpo.model.attention import Segment, attend
+from audio_grpo.model.attention import Projected
 from audio_grpo.model.experts import experts_mlp
 from audio_grpo.model.layers import linear, rms_norm, rope
 from audio_grpo.model.spec import DecoderSpec
@@ -21,6 +21,10 @@ class KeysValues(NamedTuple):
 
     keys: Float[Array, "*L S Q K N"]
     values: Float[Array, "*L S Q K N"]
+
+
+Attention = Callable[[Projected], Float[Array, "S Q H N"]]
+"""What new positions attend to: at least causally to each other."""
 
 
 class Stream(NamedTuple):
@@ -72,23 +76,14 @@ def _layer_table(spec: DecoderSpec) -> dict[str, Weight]:
 
 
 def decoder_layer(
-    spec: DecoderSpec, w: Weights, stream: Stream, place: Placement, cached: Sequence[Segment] = ()
+    spec: DecoderSpec, w: Weights, stream: Stream, place: Placement, attention: Attention
 ) -> tuple[Float[Array, "S Q D"], KeysValues]:
-    """One layer on new positions, which attend to the cached segments and causally to each other.
+    """One layer on new positions.
 
     Returns the new hidden states and the new positions' keys and values, which a caller may keep as a segment.
     """
     new = project(spec, w, stream, place)
-    own = Segment(new.keys, new.values, None)
-    return finish_layer(spec, w, stream.x, attend(new.queries, [*cached, own]), place), KeysValues(new.keys, new.values)
-
-
-class Projected(NamedTuple):
-    """What attention takes of new positions."""
-
-    queries: Float[Array, "S Q H N"]
-    keys: Float[Array, "S Q K N"]
-    values: Float[Array, "S Q K N"]
+    return finish_layer(spec, w, stream.x, attention(new), place), KeysValues(new.keys, new.values)
 
 
 def project(spec: DecoderSpec, w: Weights, stream: Stream, place: Placement) -> Projected:

@@ -77,9 +77,7 @@ def _route(
     return shares, chosen
 
 
-def _many_tokens(
-    spec: DecoderSpec, place: Placement, routed: Routed, matrices: Matrices
-) -> Float[Array, "tokens d"]:
+def _many_tokens(spec: DecoderSpec, place: Placement, routed: Routed, matrices: Matrices) -> Float[Array, "tokens d"]:
     """One device's share: weights are gathered along the width, and then either tokens or experts are exchanged."""
     shards = jax.lax.axis_size("expert")
     travel = shards > 1 and tokens_travel(spec, routed[0].shape[0], shards)

@@ -17,7 +17,6 @@ Padded queries see at least themselves, so what they yield is finite, and means 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from audio_grpo.model.attention import Projected
 from audio_grpo.parallel.mesh import BATCH_AXES
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 128, 512
@@ -36,14 +36,6 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 128, 512
 def flash_supports(head_width: int) -> bool:
     """Whether the kernels take heads this wide: multiples of 8 up to 256. Below 128 they compute as much as at 128."""
     return head_width % 8 == 0 and head_width <= 256
-
-
-class Projected(NamedTuple):
-    """Queries, keys and values of new positions; H is a multiple of K."""
-
-    queries: Float[Array, "S Q H N"]
-    keys: Float[Array, "S Q K N"]
-    values: Float[Array, "S Q K N"]
 
 
 def causal_attention(x: Projected, *, mesh: Mesh | None = None, interpret: bool = False) -> Float[Array, "S Q H N"]:

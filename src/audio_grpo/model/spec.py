@@ -5,10 +5,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-
 from jax.sharding import Mesh
 
 from audio_grpo.config import Config
+from audio_grpo.errors import UserError
+from audio_grpo.model.flash import flash_supports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,8 @@ class ThinkerSpec:
     """Recompute each layer in the backward pass."""
     lora_scale: float = 1.0
     """alpha / rank of the adapters, where the weights have any."""
+    flash: bool = False
+    """Attention of many tokens holds no scores (see `model.flash`)."""
     mesh: Mesh | None = None
     """Devices over which activations are laid out; None leaves that to the compiler."""
 
@@ -117,6 +120,7 @@ def thinker_spec(config: Config, mesh: Mesh | None = None) -> ThinkerSpec:
         dtype=resolve_dtype(config.dtype, mesh),
         remat=config.remat_policy == "full",
         lora_scale=config.lora_alpha / max(1, config.lora_rank),
+        flash=_takes_flash(config, _platform(mesh)),
         mesh=mesh,
     )
 
@@ -127,8 +131,21 @@ def resolve_dtype(
     """Give "auto" its meaning on the mesh's devices, or this machine's: float32 on CPU, bfloat16 on accelerators."""
     if name != "auto":
         return name
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return "float32" if platform == "cpu" else "bfloat16"
+    return "float32" if _platform(mesh) == "cpu" else "bfloat16"
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def _takes_flash(config: Config, platform: str) -> bool:
+    possible = platform == "tpu" and flash_supports(config.head_dim)
+    if config.attention == "flash" and not possible:
+        raise UserError(
+            f"attention flash runs on TPU, with head_dim a multiple of 8 up to 256, not on {platform} with head_dim "
+            f"{config.head_dim}: set attention autoselected or dot_product."
+        )
+    return possible and config.attention != "dot_product"
 
 
 def compute_dtype(spec: ThinkerSpec) -> jnp.dtype:

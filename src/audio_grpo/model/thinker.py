@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from audio_grpo.model import audio_tower
-from audio_grpo.model.attention import Segment
+from audio_grpo.model.attention import Projected, Segment, attend
 from audio_grpo.model.audio_tower import audio_tower_table
-from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, decoder_layer, decoder_table
+from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, decoder_layer, decoder_table, finish_layer, project
+from audio_grpo.model.flash import causal_attention, group_attention
 from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.lora import scaled
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
@@ -42,8 +43,10 @@ def prefill(
     place = Placement(spec.mesh, MANY_TOKENS)
     stream = _prompt_stream(spec, weights, prompts, heard, audio_pad, place)
 
+    causal = partial(causal_attention, mesh=spec.mesh) if spec.flash else _causal
+
     def layer(x: Float[Array, "B T D"], w: Weights) -> tuple[Float[Array, "B T D"], KeysValues]:
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), place)
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, causal)
 
     x, cache = jax.lax.scan(layer, stream.x, _layers(spec, weights))
     return _final_norm(spec, weights, _last(x, prompts)), cache
@@ -69,7 +72,11 @@ def extend(
             segment._replace(keys=keys, values=values)
             for segment, (keys, values) in zip(cached, keys_values, strict=True)
         ]
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, segments)
+
+        def attention(new: Projected) -> Float[Array, "S Q H N"]:
+            return attend(new.queries, [*segments, Segment(new.keys, new.values, None)])
+
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, attention)
 
     stacked = [(segment.keys, segment.values) for segment in cached]
     x, new = jax.lax.scan(layer, stream.x, (_layers(spec, weights), stacked))
@@ -95,12 +102,13 @@ def group_hidden(
     inputs = completions[:, :, :-1].reshape(groups * generations, length - 1)
     positions = jnp.repeat(prompts.true_length, generations)[:, None] + jnp.arange(length - 1)
     completion = Stream(_embed(spec, weights, inputs, place), positions)
-    real = (jnp.arange(prompt.x.shape[1]) < prompts.true_length[:, None])[:, None, :]
+    attention = partial(group_attention, mesh=spec.mesh) if spec.flash else _group_attention
 
     def layer(xs: tuple[Array, Array], w: Weights) -> tuple[tuple[Array, Array], None]:
-        x, cache = decoder_layer(spec.decoder, w, prompt._replace(x=xs[0]), place)
-        shared = Segment(cache.keys, cache.values, real)
-        y, _ = decoder_layer(spec.decoder, w, completion._replace(x=xs[1]), place, [shared])
+        streams = (prompt._replace(x=xs[0]), completion._replace(x=xs[1]))
+        new = [project(spec.decoder, w, stream, place) for stream in streams]
+        attended = attention(*new, prompts.true_length)
+        x, y = (finish_layer(spec.decoder, w, *pair, place) for pair in zip(xs, attended, strict=True))
         return (x, y), None
 
     body = jax.checkpoint(layer) if spec.remat else layer
@@ -108,6 +116,20 @@ def group_hidden(
     first = jnp.broadcast_to(_last(x, prompts)[:, None, None], (groups, generations, 1, x.shape[-1]))
     hidden = jnp.concatenate([first, y.reshape(groups, generations, length - 1, -1)], axis=2)
     return _final_norm(spec, weights, hidden)
+
+
+def _causal(new: Projected) -> Float[Array, "S Q H N"]:
+    return attend(new.queries, [Segment(new.keys, new.values, None)])
+
+
+def _group_attention(
+    prompts: Projected, completions: Projected, prompt_lengths: Int[Array, "B"]
+) -> tuple[Float[Array, "B T H N"], Float[Array, "BG C H N"]]:
+    """What `flash.group_attention` gives, by segments."""
+    real = (jnp.arange(prompts.keys.shape[1]) < prompt_lengths[:, None])[:, None, :]
+    shared = Segment(prompts.keys, prompts.values, real)
+    own = Segment(completions.keys, completions.values, None)
+    return _causal(prompts), attend(completions.queries, [shared, own])
 
 
 def _layers(spec: ThinkerSpec, weights: Weights) -> Weights:
@@ -134,9 +156,7 @@ def _prompt_stream(
     return Stream(x, jnp.broadcast_to(jnp.arange(x.shape[1]), prompts.tokens.shape))
 
 
-def _embed(
-    spec: ThinkerSpec, weights: Weights, tokens: Int[Array, "S Q"], place: Placement
-) -> Float[Array, "S Q D"]:
+def _embed(spec: ThinkerSpec, weights: Weights, tokens: Int[Array, "S Q"], place: Placement) -> Float[Array, "S Q D"]:
     embedded = weights["model.embed_tokens.weight"][tokens].astype(compute_dtype(spec))
     return place(embedded, "batch", None, "embed")
 

@@ -1,5 +1,6 @@
 """Where activations lie on the mesh."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -15,6 +16,7 @@ MANY_TOKENS: Rules = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "spread_vocab": ("fsdp", "expert"),
 }
 """Tower, prefill, scoring and learning: tokens are shared out, weights are gathered layer by layer."""
 
@@ -43,6 +45,10 @@ class Placement:
             return x
         spec = PartitionSpec(*(self.rules[axis] if axis else None for axis in axes))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def size(self, axis: str) -> int:
+        """Parts into which a dimension of this logical name is cut."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[name] for name in self.rules[axis])
 
     @property
     def platform(self) -> str:

@@ -1,7 +1,8 @@
 """Sampling of completions."""
 
-from audio_grpo.rollout.engine import EngineSettings, OfflineEngine, engine_settings
+from audio_grpo.rollout.engine import OfflineEngine
 from audio_grpo.rollout.sampler import Sampling
+from audio_grpo.rollout.settings import EngineSettings, engine_settings
 from audio_grpo.types import Completion, InputData, RequestResult
 
 __all__ = [

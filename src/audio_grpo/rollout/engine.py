@@ -2,9 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,66 +16,16 @@ from audio_grpo.errors import UserError
 from audio_grpo.model.attention import Membership
 from audio_grpo.model.spec import ThinkerSpec, thinker_spec
 from audio_grpo.model.table import Weights
-from audio_grpo.model.thinker import hear
 from audio_grpo.parallel.mesh import batch_shards, single_device_mesh
 from audio_grpo.rollout import programs
-from audio_grpo.rollout.sampler import Sampling
+from audio_grpo.rollout.compiled import EnginePrograms
 from audio_grpo.rollout.scheduler import Prefill, Scheduler, Start, membership
-from audio_grpo.rollout.sharding import state_sharding
+from audio_grpo.rollout.settings import EngineSettings, WorkloadShape, engine_settings, workload_shape
 from audio_grpo.text import family_special_tokens
 from audio_grpo.types import AudioBatch, Completion, FinishReason, InputData, PromptBatch, RequestResult, SpecialTokens
 
-_PREFILL_PROMPTS = 8
-"""Prompts run in one prefill at most."""
-
 Listen = Callable[[Sequence[int]], Float[Array, "b A D"]]
 """Gives the audio embeddings of the prompts with these indices."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """Sizes that fix the engine's compiled programs."""
-
-    prompt_length: int
-    """T: tokens of the longest prompt."""
-    completion_length: int
-    """C: tokens of the longest completion."""
-    generations: int
-    """G: completions of each prompt."""
-    max_slots: int
-    """Completions that decode together at most."""
-    burst: int
-    """Tokens decoded in one dispatch."""
-    sampling: Sampling
-    seed: int
-
-
-def engine_settings(config: Config) -> EngineSettings:
-    """Settings of a training run's rollouts."""
-    return EngineSettings(
-        prompt_length=config.max_prefill_predict_length,
-        completion_length=config.max_completion_length,
-        generations=config.num_generations,
-        max_slots=config.max_slots,
-        burst=config.decode_burst,
-        sampling=Sampling(
-            greedy=config.decode_sampling_strategy == "greedy",
-            temperature=config.decode_sampling_temperature,
-            top_k=config.decode_sampling_top_k,
-            top_p=config.decode_sampling_nucleus_p,
-        ),
-        seed=config.seed,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Slots and rows for one workload."""
-
-    slots: int
-    rows: int
-    width: int
-    prefill: int
 
 
 class OfflineEngine:
@@ -102,7 +50,7 @@ class OfflineEngine:
         self.settings = settings or engine_settings(config)
         self.special = special or family_special_tokens(config.decoder_block, config.vocab_size)
         self._allowed = jnp.asarray(_allowed_tokens(self.special, config.vocab_size))
-        self._states: dict[_Shape, programs.DecodeState] = {}
+        self._programs = EnginePrograms(self.spec, self.settings, self.special, self._mesh)
 
     def batch_inference(
         self, inputs: Sequence[InputData], *, num_generations: int | None = None, seed: int | None = None
@@ -129,7 +77,7 @@ class OfflineEngine:
         """Audio embeddings of B clips."""
         if audio.features.shape[2] == 0:
             return jnp.zeros((audio.features.shape[0], 0, self.spec.decoder.width))
-        return self._hear(self.weights, audio)
+        return self._programs.hear(self.weights, audio)
 
     def generate(
         self,
@@ -144,21 +92,20 @@ class OfflineEngine:
         count, generations = len(ids), generations or self.settings.generations
         if count == 0:
             return []
-        shape = self._shape(count, generations)
-        sizes = {"slots": shape.slots, "rows": shape.rows, "parts": batch_shards(self._mesh)}
+        shape = workload_shape(self.settings, batch_shards(self._mesh), count, generations)
+        sizes = {"slots": shape.slots, "rows": shape.rows, "parts": shape.parts}
         scheduler = Scheduler(**sizes, prompts=count, generations=generations)
         keys = _sample_keys(self.settings.seed if seed is None else seed, ids, generations)
         results: list[list[Completion | None]] = [[None] * generations for _ in ids]
-        state = self._states.pop(shape, None) or self._empty_state(shape)
+        state = self._programs.empty_state(shape)
         while not scheduler.done:
             prefills, starts = scheduler.admit()
             state = self._run_prefills(state, shape, prompts, listen, prefills)
             state = self._run_starts(state, shape, keys, starts)
             members = membership(scheduler.running, **sizes, width=shape.width)
-            state = self._burst(self.weights, self._allowed, state, Membership(*map(jnp.asarray, members)))
+            state = self._programs.burst(self.weights, self._allowed, state, Membership(*map(jnp.asarray, members)))
             for start, completion in _take_finished(scheduler, state.slots, self.special.stop):
                 results[start.prompt][start.sample] = completion
-        self._states[shape] = state
         return [RequestResult(id=i, completions=_all_present(row)) for i, row in zip(ids, results, strict=True)]
 
     def _check(self, request: InputData) -> None:
@@ -182,66 +129,15 @@ class OfflineEngine:
                 row[:, : request.audio_features.shape[1]] = request.audio_features
         return AudioBatch(features, np.asarray([_frames(request) for request in requests], np.int32))
 
-    def _shape(self, prompts: int, generations: int) -> _Shape:
-        """Slots for the whole workload if they fit; rows for twice the prompts that fill the slots, for stragglers.
-
-        All are counted for each part of the mesh first: its prompts, its share of `max_slots`.
-        """
-        parts = batch_shards(self._mesh)
-        prompts = -(-prompts // parts)
-        slots = min(-(-self.settings.max_slots // parts), prompts * generations)
-        filling = -(-slots // generations)
-        return _Shape(
-            slots=slots * parts,
-            rows=min(prompts, 2 * filling) * parts,
-            width=min(generations, slots),
-            prefill=min(filling, -(-_PREFILL_PROMPTS // parts)) * parts,
-        )
-
-    def _empty_state(self, shape: _Shape) -> programs.DecodeState:
-        build = partial(
-            programs.empty_state,
-            self.spec,
-            rows=shape.rows,
-            slots=shape.slots,
-            prompt_length=self.settings.prompt_length,
-            completion_length=self.settings.completion_length,
-        )
-        return jax.jit(build, out_shardings=self._state_sharding)()
-
-    @cached_property
-    def _state_sharding(self) -> programs.DecodeState:
-        return state_sharding(self._mesh)
-
-    @cached_property
-    def _hear(self) -> Callable[..., Any]:
-        return jax.jit(partial(hear, self.spec))
-
-    @cached_property
-    def _prefill(self) -> Callable[..., Any]:
-        program = partial(programs.prefill_rows, self.spec, audio_pad=self.special.audio_pad)
-        return jax.jit(program, donate_argnames="state", out_shardings=self._state_sharding)
-
-    @cached_property
-    def _admit(self) -> Callable[..., Any]:
-        return jax.jit(programs.admit, donate_argnames="state", out_shardings=self._state_sharding)
-
-    @cached_property
-    def _burst(self) -> Callable[..., Any]:
-        sizes = (self.settings.sampling, self.special.stop, self.settings.burst)
-        program = partial(programs.decode_burst, self.spec, *sizes)
-        return jax.jit(program, donate_argnums=2, out_shardings=self._state_sharding)
-
     def _run_prefills(
         self,
         state: programs.DecodeState,
-        shape: _Shape,
+        shape: WorkloadShape,
         prompts: PromptBatch,
         listen: Listen,
         prefills: Sequence[Prefill],
     ) -> programs.DecodeState:
-        parts = batch_shards(self._mesh)
-        size, rows_of_part = shape.prefill // parts, shape.rows // parts
+        parts, size, rows_of_part = shape.parts, shape.prefill // shape.parts, shape.rows // shape.parts
         waiting = [[x for x in prefills if x.row // rows_of_part == part] for part in range(parts)]
         for first in range(0, max(map(len, waiting)), size):
             indices = np.zeros((parts, size), np.int32)
@@ -252,11 +148,11 @@ class OfflineEngine:
             flat = indices.reshape(-1)
             chosen = PromptBatch(prompts.tokens[flat], prompts.true_length[flat])
             heard = listen(flat.tolist())
-            state = self._prefill(weights=self.weights, state=state, prompts=chosen, heard=heard, rows=rows)
+            state = self._programs.prefill(weights=self.weights, state=state, prompts=chosen, heard=heard, rows=rows)
         return state
 
     def _run_starts(
-        self, state: programs.DecodeState, shape: _Shape, keys: Array, starts: Sequence[Start]
+        self, state: programs.DecodeState, shape: WorkloadShape, keys: Array, starts: Sequence[Start]
     ) -> programs.DecodeState:
         if not starts:
             return state
@@ -268,7 +164,7 @@ class OfflineEngine:
             key=keys.reshape(-1)[np.asarray(flat)],
             limit=jnp.full(shape.slots, self.settings.completion_length),
         )
-        return self._admit(state=state, admission=admission)
+        return self._programs.admit(state=state, admission=admission)
 
 
 def _allowed_tokens(special: SpecialTokens, vocab: int) -> np.ndarray:

@@ -1,0 +1,241 @@
+"""A run's programs with abstract arguments: what a step of GRPO executes, how often, and what lies in memory then."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from audio_grpo.data.pipeline import padded_frames, prompts_per_step
+from audio_grpo.grpo import LossSettings, grpo_loss_fn
+from audio_grpo.model.attention import Membership
+from audio_grpo.model.spec import compute_dtype
+from audio_grpo.parallel.mesh import batch_sharding, batch_shards, replicated
+from audio_grpo.rollout.compiled import EnginePrograms
+from audio_grpo.rollout.settings import WorkloadShape, engine_settings, workload_shape
+from audio_grpo.training.loop import create_learner
+from audio_grpo.training.session import Session
+from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch
+
+Abstract = Any
+"""A pytree of `jax.ShapeDtypeStruct`s with shardings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One compiled program of a step."""
+
+    phase: str
+    """E.g. "prefill"."""
+    program: Callable[..., Any]
+    """As `jax.jit` returned it."""
+    arguments: tuple[Abstract, ...]
+    keywords: dict[str, Abstract]
+    runs: int
+    """In one step."""
+    turns: int = 1
+    """Of its loop whose length is not fixed: the tokens of a burst."""
+    beside: Abstract = ()
+    """What lies in memory while it runs besides its arguments, the weights and the optimizer's state."""
+
+    def trace(self) -> jax.stages.Traced:
+        """The program, traced."""
+        return self.program.trace(*self.arguments, **self.keywords)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Sizes of one step."""
+
+    prompts: int
+    generations: int
+    parts: int
+    """Of a batch, in gradient accumulation."""
+    frames: int
+    prompt_length: int
+    completion_length: int
+    shape: WorkloadShape
+
+
+def workload_of(session: Session) -> Workload:
+    """One step of the session's run at its largest: clips of `audio_max_seconds`, completions of full length."""
+    config = session.config
+    prompts = prompts_per_step(config, session.mesh.size)
+    settings = engine_settings(config)
+    return Workload(
+        prompts=prompts,
+        generations=config.num_generations,
+        parts=config.gradient_accumulation_steps,
+        frames=padded_frames(config.audio_max_seconds, config.max_prefill_predict_length),
+        prompt_length=config.max_prefill_predict_length,
+        completion_length=config.max_completion_length,
+        shape=workload_shape(settings, batch_shards(session.mesh), prompts, config.num_generations),
+    )
+
+
+def run_programs(session: Session) -> Iterator[Program]:
+    """The programs of a GRPO step in their order."""
+    work = workload_of(session)
+    yield from _rollout_programs(session, work)
+    yield from _learner_programs(session, work)
+
+
+def resident(session: Session) -> Abstract:
+    """What lies in memory all the time: weights, the optimizer's state, and the reference's copy of what learns."""
+    weights = session.abstract_weights
+    learner = create_learner(session, "grpo", _loss(session), temperature=1.0)
+    trainable = {key: value for key, value in weights.items() if key in session.trainable}
+    frozen = {key: value for key, value in weights.items() if key not in session.trainable}
+    reference = trainable if session.config.grpo_beta > 0 else ()
+    return frozen, learner.abstract_state(trainable), reference
+
+
+def bytes_per_chip(tree: Abstract) -> int:
+    """Of the shards that one device holds."""
+
+    def size(x: jax.ShapeDtypeStruct) -> int:
+        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        items = 1
+        for length in shape:
+            items *= length
+        return items * (4 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
+    settings, shape = engine_settings(session.config), work.shape
+    programs = EnginePrograms(session.spec, settings, session.special, session.mesh)
+    weights, state = session.abstract_weights, programs.abstract_state(shape)
+    heard = _heard(session, work, work.prompts)
+    yield Program(
+        phase="tower",
+        program=programs.hear,
+        arguments=(weights, _audio(session, work)),
+        keywords={},
+        runs=1,
+    )
+    per_part = shape.prefill // shape.parts
+    yield Program(
+        phase="prefill",
+        program=programs.prefill,
+        arguments=(),
+        keywords={
+            "weights": weights,
+            "state": state,
+            "prompts": _prompts(session, work, shape.prefill),
+            "heard": _heard(session, work, shape.prefill),
+            "rows": _everywhere(session, (shape.parts, per_part), jnp.int32),
+        },
+        runs=-(-work.prompts // shape.prefill),
+        beside=heard,
+    )
+    whole = partial(_everywhere, session, dtype=jnp.int32)
+    waves = -(-work.prompts * work.generations // shape.slots)
+    yield Program(
+        phase="decode burst",
+        program=programs.burst,
+        arguments=(
+            weights,
+            _everywhere(session, (session.spec.decoder.vocab,), jnp.bool_),
+            state,
+            Membership(
+                whole((shape.parts, shape.rows // shape.parts, shape.width)),
+                whole((shape.parts, shape.slots // shape.parts)),
+            ),
+        ),
+        keywords={},
+        runs=waves * -(-work.completion_length // settings.burst),
+        turns=min(settings.burst, work.completion_length),
+        beside=heard,
+    )
+
+
+def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
+    config, weights = session.config, session.abstract_weights
+    learner = create_learner(session, "grpo", _loss(session), temperature=config.decode_sampling_temperature)
+    trainable = {key: value for key, value in weights.items() if key in session.trainable}
+    frozen = {key: value for key, value in weights.items() if key not in session.trainable}
+    count = work.prompts // work.parts
+    groups = _groups(session, work, count)
+    hears = not config.freeze_audio_encoder_params
+    heard = _audio(session, work, count) if hears else _heard(session, work, count)
+    scored = (config.grpo_beta > 0) + (config.num_iterations > 1)
+    if scored:
+        yield Program(
+            phase="scoring",
+            program=learner.score_program,
+            arguments=(weights, groups, heard),
+            keywords={},
+            runs=work.parts * scored,
+        )
+    gradients = {
+        key: jax.ShapeDtypeStruct(value.shape, jnp.float32, sharding=value.sharding)
+        for key, value in trainable.items()
+    }
+    yield Program(
+        phase="gradients",
+        program=learner.gradients_program,
+        arguments=(trainable, frozen, groups, heard),
+        keywords={},
+        runs=work.parts * config.num_iterations,
+        beside=gradients if work.parts > 1 else (),
+    )
+    yield Program(
+        phase="update",
+        program=learner.apply_program,
+        arguments=(learner.abstract_state(trainable), gradients),
+        keywords={},
+        runs=config.num_iterations,
+    )
+
+
+def _loss(session: Session) -> Any:
+    settings = LossSettings(epsilon=session.config.grpo_epsilon, beta=session.config.grpo_beta)
+    return partial(grpo_loss_fn, settings=settings)
+
+
+def _groups(session: Session, work: Workload, count: int) -> GroupBatch:
+    tokens = (count, work.generations, work.completion_length)
+    real = partial(_shared, session, tokens)
+    config = session.config
+    return GroupBatch(
+        prompts=_prompts(session, work, count),
+        completion_tokens=real(jnp.int32),
+        mask=real(jnp.bool_),
+        advantages=_shared(session, tokens[:2], jnp.float32),
+        token_weights=real(jnp.float32),
+        old_log_probs=real(jnp.float32) if config.num_iterations > 1 else None,
+        reference_log_probs=real(jnp.float32) if config.grpo_beta > 0 else None,
+        sampler_log_probs=real(jnp.float32),
+    )
+
+
+def _prompts(session: Session, work: Workload, count: int) -> PromptBatch:
+    return PromptBatch(
+        _shared(session, (count, work.prompt_length), jnp.int32), _shared(session, (count,), jnp.int32)
+    )
+
+
+def _audio(session: Session, work: Workload, count: int | None = None) -> AudioBatch:
+    count = count or work.prompts
+    features = (count, session.spec.audio.mel_bins, work.frames)
+    return AudioBatch(_shared(session, features, jnp.float32), _shared(session, (count,), jnp.int32))
+
+
+def _heard(session: Session, work: Workload, count: int) -> jax.ShapeDtypeStruct:
+    tower = session.spec.audio
+    unit = tower.chunk_frames if work.frames <= tower.window_frames else tower.window_frames
+    tokens = -(-work.frames // unit) * unit // tower.chunk_frames * tower.chunk_tokens
+    return _shared(session, (count, tokens, session.spec.decoder.width), compute_dtype(session.spec))
+
+
+def _shared(session: Session, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(session.mesh))
+
+
+def _everywhere(session: Session, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(session.mesh))

@@ -1,0 +1,75 @@
+"""The engine's programs for one model on one mesh, each compiled when it is first called."""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from audio_grpo.model.spec import ThinkerSpec
+from audio_grpo.model.thinker import hear
+from audio_grpo.parallel.mesh import batch_sharding
+from audio_grpo.rollout import programs
+from audio_grpo.rollout.settings import EngineSettings, WorkloadShape
+from audio_grpo.rollout.sharding import state_sharding
+from audio_grpo.types import SpecialTokens
+
+
+class EnginePrograms:
+    """Jitted programs; arguments are those of the functions in `rollout.programs`."""
+
+    def __init__(self, spec: ThinkerSpec, settings: EngineSettings, special: SpecialTokens, mesh: Mesh) -> None:
+        self._spec, self._settings, self._special, self._mesh = spec, settings, special, mesh
+
+    @cached_property
+    def hear(self) -> Callable[..., Any]:
+        """(weights, audio) → embeddings."""
+        return jax.jit(partial(hear, self._spec), out_shardings=batch_sharding(self._mesh))
+
+    @cached_property
+    def prefill(self) -> Callable[..., Any]:
+        """(weights=, state=, prompts=, heard=, rows=) → state."""
+        program = partial(programs.prefill_rows, self._spec, audio_pad=self._special.audio_pad)
+        return jax.jit(program, donate_argnames="state", out_shardings=self.state_sharding)
+
+    @cached_property
+    def admit(self) -> Callable[..., Any]:
+        """(state=, admission=) → state."""
+        return jax.jit(programs.admit, donate_argnames="state", out_shardings=self.state_sharding)
+
+    @cached_property
+    def burst(self) -> Callable[..., Any]:
+        """(weights, allowed, state, membership) → state."""
+        sizes = (self._settings.sampling, self._special.stop, self._settings.burst)
+        program = partial(programs.decode_burst, self._spec, *sizes)
+        return jax.jit(program, donate_argnums=2, out_shardings=self.state_sharding)
+
+    def empty_state(self, shape: WorkloadShape) -> programs.DecodeState:
+        """A state in which nothing decodes."""
+        return self._empty(shape)
+
+    def abstract_state(self, shape: WorkloadShape) -> programs.DecodeState:
+        """Shapes, dtypes and shardings of that state, without its data."""
+        state = jax.eval_shape(partial(self._build_state, shape))
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, self.state_sharding
+        )
+
+    @cached_property
+    def _empty(self) -> Callable[..., Any]:
+        return jax.jit(self._build_state, static_argnums=0, out_shardings=self.state_sharding)
+
+    def _build_state(self, shape: WorkloadShape) -> programs.DecodeState:
+        return programs.empty_state(
+            self._spec,
+            rows=shape.rows,
+            slots=shape.slots,
+            prompt_length=self._settings.prompt_length,
+            completion_length=self._settings.completion_length,
+        )
+
+    @cached_property
+    def state_sharding(self) -> programs.DecodeState:
+        """A sharding for each array of the state."""
+        return state_sharding(self._mesh)

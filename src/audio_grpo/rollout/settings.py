@@ -1,0 +1,76 @@
+"""Sizes of the engine: what its user sets, and what follows for one workload."""
+
+from dataclasses import dataclass
+
+from audio_grpo.config import Config
+from audio_grpo.rollout.sampler import Sampling
+
+_PREFILL_PROMPTS = 8
+"""Prompts run in one prefill at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Sizes that fix the engine's compiled programs."""
+
+    prompt_length: int
+    """T: tokens of the longest prompt."""
+    completion_length: int
+    """C: tokens of the longest completion."""
+    generations: int
+    """G: completions of each prompt."""
+    max_slots: int
+    """Completions that decode together at most."""
+    burst: int
+    """Tokens decoded in one dispatch."""
+    sampling: Sampling
+    seed: int
+
+
+def engine_settings(config: Config) -> EngineSettings:
+    """Settings of a training run's rollouts."""
+    return EngineSettings(
+        prompt_length=config.max_prefill_predict_length,
+        completion_length=config.max_completion_length,
+        generations=config.num_generations,
+        max_slots=config.max_slots,
+        burst=config.decode_burst,
+        sampling=Sampling(
+            greedy=config.decode_sampling_strategy == "greedy",
+            temperature=config.decode_sampling_temperature,
+            top_k=config.decode_sampling_top_k,
+            top_p=config.decode_sampling_nucleus_p,
+        ),
+        seed=config.seed,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadShape:
+    """Slots and rows for one workload; all but the width come in `parts`, one for each device that holds some."""
+
+    parts: int
+    slots: int
+    rows: int
+    """Of the prompt cache."""
+    width: int
+    """W: completions that read one row at most."""
+    prefill: int
+    """Prompts in one prefill."""
+
+
+def workload_shape(settings: EngineSettings, parts: int, prompts: int, generations: int) -> WorkloadShape:
+    """Slots for the whole workload if they fit; rows for twice the prompts that fill the slots, for stragglers.
+
+    All are counted for each part first: its prompts, its share of `max_slots`.
+    """
+    prompts = -(-prompts // parts)
+    slots = min(-(-settings.max_slots // parts), prompts * generations)
+    filling = -(-slots // generations)
+    return WorkloadShape(
+        parts=parts,
+        slots=slots * parts,
+        rows=min(prompts, 2 * filling) * parts,
+        width=min(generations, slots),
+        prefill=min(filling, -(-_PREFILL_PROMPTS // parts)) * parts,
+    )
