@@ -47,11 +47,13 @@ def sft(config: ConfigSource, overrides: Overrides = None) -> None:
 def evaluate(config: ConfigSource, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Corpus WER and CER of a run's newest weights, by language and duration."""
     from audio_grpo.config import load_config
+    from audio_grpo.parallel.processes import is_first
     from audio_grpo.tables import evaluation_table
     from audio_grpo.training import evaluate_run
 
     report = evaluate_run(load_config(config, overrides or []))
-    print(report.to_json() if as_json else evaluation_table(report))
+    if is_first():
+        print(report.to_json() if as_json else evaluation_table(report))
 
 
 @app.command()
@@ -199,9 +201,11 @@ def data_inspect(path: Annotated[str, typer.Argument(help="A folder, file or glo
 
 
 def _finish(run: Any) -> None:
+    from audio_grpo.parallel.processes import is_first
     from audio_grpo.report import build_report
 
-    print(build_report(run.path))
+    if is_first():
+        print(build_report(run.path))
 
 
 def main() -> None:

@@ -1,5 +1,3 @@
-from collections import Counter
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 from audio_grpo.audio import audio_token_count, log_mel
 from audio_grpo.config import Config
 from audio_grpo.data import create_audio_data_iterator, encode_record, evaluation_batches
-from audio_grpo.data.pipeline import padded_frames, prompts_per_process, training_batches
+from audio_grpo.data.pipeline import Share, padded_frames, prompts_per_step, training_batches
 from audio_grpo.data.records import load_samples
 from audio_grpo.errors import UserError
 from audio_grpo.text import load_tokenizer
@@ -92,9 +90,24 @@ def test_an_epoch_has_every_record_once_and_epochs_and_seeds_differ_in_order(fol
     assert _ids(training_batches(_config(folder), 5), 4) == first
 
 
-def test_processes_share_an_epoch_between_them(folder):
-    shares = [_ids(training_batches(_config(folder), 5, process_index=i, process_count=2), 2) for i in range(2)]
-    assert sorted(shares[0] + shares[1]) == sorted(f"clip-{n}" for n in range(20))
+def _of_processes(make, shares: list[list[int]]):
+    """Each process's batches of its rows, put together as `gather` does."""
+    processes = [make(Share(np.array(rows), lambda read: read())) for rows in shares]
+    order = np.argsort(np.concatenate(shares))
+    for own in zip(*processes, strict=True):
+        yield {name: [[row for batch in own for row in batch[name]][i] for i in order] for name in own[0]}
+
+
+@pytest.mark.parametrize("shares", [[[0, 1, 2], [3, 4, 5]], [[0, 2, 4], [1], [3, 5]]])
+def test_processes_that_share_a_batch_read_what_one_process_reads(bad_folder, shares):
+    """Over two epochs, unusable records included."""
+    config = _config(bad_folder, max_skipped_fraction=1.0)
+    whole = training_batches(config, 6)
+    together = _of_processes(lambda share: training_batches(config, 6, share), shares)
+    assert all(_equal(next(together), next(whole)) for _ in range(10))
+    evaluated = _of_processes(lambda share: evaluation_batches(config, bad_folder, 6, share), shares)
+    for ours, theirs in zip(evaluated, evaluation_batches(config, bad_folder, 6), strict=True):
+        assert _equal(ours, theirs)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 4, 7])
@@ -104,7 +117,7 @@ def test_a_restored_iterator_goes_on_bit_for_bit(bad_folder, stop_after):
     for _ in range(stop_after):
         next(batches)
     state = batches.get_state()
-    resumed = training_batches(config, 5)
+    resumed = training_batches(config.model_copy(update={"grain_worker_count": stop_after % 2}), 5)
     resumed.set_state(state)
     assert resumed.skipped == batches.skipped
     for _ in range(6):
@@ -128,16 +141,23 @@ def test_a_state_of_other_data_seed_or_batch_is_refused(folder, changes, batch_s
         training_batches(_config(folder, **changes), batch_size).set_state(state)
 
 
-def test_unusable_records_are_left_out_with_their_reason_and_batches_stay_full(bad_folder):
-    batches = training_batches(_config(bad_folder, max_skipped_fraction=0.3), 6)
-    ids = [next(batches)["id"] for _ in range(9)]
-    assert all(len(batch) == 6 for batch in ids)
+def test_an_unusable_record_makes_room_for_the_one_that_comes_there_in_the_next_epoch(bad_folder):
     unusable = {f"clip-{n}" for n in (3, 8, 14, 15, 22, 29)}
-    first_epoch = Counter(id_ for batch in ids[:4] for id_ in batch)
-    assert first_epoch == Counter({f"clip-{n}" for n in range(30)} - unusable)
+    batches = training_batches(_config(bad_folder, max_skipped_fraction=0.3), 6)
+    first, second = _ids(batches, 5), _ids(batches, 5)
+    usable = {f"clip-{n}" for n in range(30)} - unusable
+    assert usable == set(first) == set(second)
+    assert sum(ours == theirs for ours, theirs in zip(first, second, strict=True)) >= len(unusable)
     assert batches.skipped.seen == 30
     assert {name for names in batches.skipped.reasons.values() for name in names} == unusable
     assert batches.skipped.reasons["longer than audio_max_seconds 2.5"] == ["clip-3"]
+
+
+def test_data_without_a_usable_record_is_refused(tmp_path):
+    config = _config(data_set(tmp_path / "set", [clip(n, text="") for n in range(3)]), max_skipped_fraction=1.0)
+    for batches in (training_batches(config, 2), evaluation_batches(config, tmp_path / "set", 2)):
+        with pytest.raises(UserError, match=r"No record is usable .*: the record has no text \(such as clip-\d\)"):
+            next(batches)
 
 
 def test_too_many_unusable_records_stop_the_run_with_the_reasons(bad_folder):
@@ -162,20 +182,21 @@ def test_worker_processes_give_the_same_batches_and_go_back_to_a_state(bad_folde
     batches.close()
 
 
-def test_evaluation_goes_once_in_order_and_marks_what_fills_the_last_batch(bad_folder):
-    iterator = evaluation_batches(_config("unused", max_skipped_fraction=0.3), bad_folder, 5)
+def test_evaluation_goes_once_in_order_and_marks_what_only_fills_a_place(bad_folder):
+    iterator = evaluation_batches(_config("unused", max_skipped_fraction=0.3), bad_folder, 8)
     batches = list(iterator)
-    assert all(batch["audios"].shape == (5, 128, 300) for batch in batches)
+    assert all(batch["audios"].shape == (8, 128, 300) for batch in batches)
     ids = [id_ for batch in batches for id_, valid in zip(batch["id"], batch["valid"], strict=True) if valid]
     order = [*range(0, 30, 2), *range(1, 30, 2)]  # two shards
-    assert ids == [f"clip-{n}" for n in order if n not in (3, 8, 14, 15, 22, 29)]
-    assert batches[-1]["valid"].tolist() == [True, True, True, True, False]
+    unusable = (3, 8, 14, 15, 22, 29)
+    assert ids == [f"clip-{n}" for n in order if n not in unusable]
+    assert [valid for batch in batches for valid in batch["valid"]] == [n not in unusable for n in order] + [False] * 2
     assert iterator.skipped.seen == 30
 
 
 def test_evaluation_looks_at_no_more_clips_than_configured(folder):
     (batch,) = evaluation_batches(_config(folder, eval_max_clips=3), folder, 4)
-    assert batch["id"] == ["clip-0", "clip-1", "clip-2", "clip-2"]
+    assert batch["id"] == ["clip-0", "clip-1", "clip-2", "clip-0"]
     assert batch["valid"].sum() == 3
 
 
@@ -186,10 +207,10 @@ def test_create_audio_data_iterator_batches_for_all_devices_or_those_of_a_mesh(f
     assert len(next(create_audio_data_iterator(config, mesh))["id"]) == 3
 
 
-@pytest.mark.parametrize(("per_device", "devices", "processes"), [(0.5, 1, 1), (1, 1, 2), (0.75, 2, 1)])
-def test_a_batch_that_is_no_whole_number_of_prompts_is_refused(per_device, devices, processes):
-    with pytest.raises(UserError, match=f"× {devices} devices .* / {processes} processes"):
-        prompts_per_process(_config("unused", per_device_batch_size=per_device), devices, processes)
+@pytest.mark.parametrize(("per_device", "devices"), [(0.5, 1), (0.75, 2)])
+def test_a_batch_that_is_no_whole_number_of_prompts_is_refused(per_device, devices):
+    with pytest.raises(UserError, match=f"× {devices} devices .* is [0-9.]+ prompts"):
+        prompts_per_step(_config("unused", per_device_batch_size=per_device), devices)
 
 
 def test_missing_data_is_named(tmp_path):

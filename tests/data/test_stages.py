@@ -10,7 +10,6 @@ from audio_grpo.data.stages import (
     Batch,
     BuildAudioGRPOPrompt,
     CollectGroundTruth,
-    FillUpLastBatch,
     PadAudioGRPOToMaxLength,
     ParseAudioFeatures,
     ResampleAudio,
@@ -131,10 +130,3 @@ def test_a_batch_stacks_arrays_and_lists_the_rest():
     assert batch["a"].tolist() == [[0], [1], [2]]
     assert batch["b"].dtype == np.float32
     assert CollectGroundTruth()(batch)["ground_truth_text"] == ["0", "1", "2"]
-
-
-def test_a_last_batch_is_filled_with_its_last_entry():
-    filled = FillUpLastBatch(4)({"a": np.array([[1], [2]]), "id": ["x", "y"]})
-    assert filled["a"].tolist() == [[1], [2], [2], [2]]
-    assert filled["id"] == ["x", "y", "y", "y"]
-    assert filled["valid"].tolist() == [True, True, False, False]

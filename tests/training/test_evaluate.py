@@ -133,7 +133,7 @@ def test_rates_are_told_for_each_bucket_of_durations_that_has_clips(asked, folde
 def test_what_fills_up_the_last_batch_does_not_count(asked, folder):
     report = report_of(folder)
     assert [len(ids) for ids in asked] == [8, 8, 8]
-    assert asked[-1][-3:] == ["clip-21"] * 3
+    assert asked[-1][-3:] == ["clip-21", "clip-00", "clip-00"]
     assert report.rates.clips == COUNT
     assert sorted({name for ids in asked for name in ids}) == sorted(CLIPS)
 

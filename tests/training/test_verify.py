@@ -227,7 +227,7 @@ def test_completions_without_text_fail(built):
 def test_an_engine_with_another_temperature_than_the_learners_fails(trainer, built):
     engine = copy.copy(built.engine)
     engine.settings = replace(engine.settings, sampling=replace(engine.settings.sampling, temperature=0.8))
-    engine.__dict__.pop("_burst")
+    engine._programs.__dict__.pop("burst")
     rollout = generate_completions(trainer, engine, built.batch, 1)
     learned = learner_batch(trainer, built.batch, rollout, practice.made_up_advantages(4, 3))
     assert not sampling.sampler_and_learner_agree(trainer, *learned).passed

@@ -253,7 +253,7 @@ class BatchKeys(_Section):
     remat_policy: Literal["full", "none"] = "full"
     """"full" recomputes each layer in the backward pass."""
     logits_chunk_size: Positive = 512
-    """Token positions whose [.., V] logits exist at the same time."""
+    """Logits that a device holds at a time, in token positions over the whole vocabulary; it is taken in blocks."""
 
 
 class PrecisionKeys(_Section):
@@ -263,7 +263,8 @@ class PrecisionKeys(_Section):
     """Activations and matrix products."""
     weight_dtype: DTypeName = "auto"
     """Stored weights. Trained weights below float32 have a float32 master copy in the optimizer."""
-    attention: Literal["dot_product"] = "dot_product"
+    attention: Literal["autoselected", "dot_product", "flash"] = "autoselected"
+    """"flash" holds no scores in prefill and learning, on TPU; "autoselected" takes it where it can."""
 
 
 class ParallelismKeys(_Section):

@@ -11,11 +11,12 @@ from audio_grpo.data.records import decode_record, encode_record
 from audio_grpo.data.synthesize import synthesize
 
 if TYPE_CHECKING:
-    from audio_grpo.data.pipeline import AudioDataIterator, create_audio_data_iterator, evaluation_batches
+    from audio_grpo.data.pipeline import AudioDataIterator, Share, create_audio_data_iterator, evaluation_batches
 
 __all__ = [
     "AudioDataIterator",
     "DataSummary",
+    "Share",
     "create_audio_data_iterator",
     "decode_record",
     "encode_record",

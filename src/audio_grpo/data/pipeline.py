@@ -12,29 +12,34 @@ A batch of B prompts is a dictionary of
 | `samples` | list of B waveforms at 16 kHz, float32, each of its own length |
 | `ground_truth_text`, `id` | lists of B strings |
 | `language` | list of B strings or Nones |
-| `valid` | [B] bool, in evaluation only: False for what fills up the last batch |
+| `valid` | [B] bool, in evaluation only: False for what fills the places of no usable record |
+
+Several processes that share the reading of a batch each hold its own rows of `audios`, see `Share`; the rest is whole.
 """
 
 import math
 import os
+from collections.abc import Callable
 
 import grain
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from audio_grpo.audio import audio_token_count
 from audio_grpo.config import Config
-from audio_grpo.data.iterator import AudioDataIterator
-from audio_grpo.data.skipping import SkipUnusable
+from audio_grpo.data.iterator import AudioDataIterator, Share
+from audio_grpo.data.skipping import SkippingAccount
+from audio_grpo.data.slots import EvaluationSlots, TrainingSlots
 from audio_grpo.data.source import RecordSource
 from audio_grpo.data.stages import (
     AudioToMelSpectrogram,
     Batch,
     BuildAudioGRPOPrompt,
     CollectGroundTruth,
-    FillUpLastBatch,
     PadAudioGRPOToMaxLength,
     ParseAudioFeatures,
     ResampleAudio,
@@ -42,7 +47,7 @@ from audio_grpo.data.stages import (
 from audio_grpo.errors import UserError
 from audio_grpo.text import ReasoningTags, load_tokenizer
 
-__all__ = ["AudioDataIterator", "create_audio_data_iterator", "evaluation_batches", "training_batches"]
+__all__ = ["AudioDataIterator", "Share", "create_audio_data_iterator", "evaluation_batches", "training_batches"]
 
 _FRAMES_PER_SECOND = 100
 _CHUNK = 100
@@ -50,73 +55,70 @@ _CHUNK = 100
 _MOST_THREADS = 16
 
 
-def create_audio_data_iterator(config: Config, mesh: Mesh | None = None) -> AudioDataIterator:
-    """Endless batches for training: shuffled anew in every epoch, this process's share of them.
+def create_audio_data_iterator(
+    config: Config, mesh: Mesh | None = None, share: Share | None = None
+) -> AudioDataIterator:
+    """Endless batches for training, shuffled anew in every epoch.
 
-    A batch has the prompts of one optimizer step: `per_device_batch_size` × devices × `gradient_accumulation_steps`
-    / processes, where the devices are those of `mesh`, or all of them without one.
+    A batch has the prompts of one optimizer step: `per_device_batch_size` × devices × `gradient_accumulation_steps`,
+    where the devices are those of `mesh`, or all of them without one. Its records depend on data, seed and size alone;
+    each of several processes reads all of them, or its share.
 
     Raises UserError where there is no data, the batch would not be a whole number of prompts, or, while iterating,
     where more than `max_skipped_fraction` of the records is unusable.
     """
     devices = jax.device_count() if mesh is None else mesh.size
-    batch_size = prompts_per_process(config, devices, jax.process_count())
-    return training_batches(config, batch_size, process_index=jax.process_index(), process_count=jax.process_count())
+    return training_batches(config, prompts_per_step(config, devices), share)
 
 
-def prompts_per_process(config: Config, devices: int, processes: int) -> int:
-    """Prompts of one optimizer step that each process reads. Raises UserError where they are no whole number ≥ 1."""
-    prompts = config.per_device_batch_size * devices * config.gradient_accumulation_steps / processes
+def prompts_per_step(config: Config, devices: int) -> int:
+    """Prompts of one optimizer step. Raises UserError where they are no whole number ≥ 1."""
+    prompts = config.per_device_batch_size * devices * config.gradient_accumulation_steps
     if round(prompts) < 1 or not math.isclose(prompts, round(prompts), rel_tol=1e-9):
         raise UserError(
             f"per_device_batch_size {config.per_device_batch_size} × {devices} devices × gradient_accumulation_steps "
-            f"{config.gradient_accumulation_steps} / {processes} processes is {prompts:g} prompts for each process: "
-            "make it a whole number of at least 1"
+            f"{config.gradient_accumulation_steps} is {prompts:g} prompts: make it a whole number of at least 1"
         )
     return round(prompts)
 
 
-def training_batches(
-    config: Config, batch_size: int, *, process_index: int = 0, process_count: int = 1
-) -> AudioDataIterator:
-    """Endless batches of `batch_size` prompts from `grain_train_files`; process i reads every i-th shuffled record.
+def training_batches(config: Config, batch_size: int, share: Share | None = None) -> AudioDataIterator:
+    """Endless batches of `batch_size` prompts from `grain_train_files`, or a process's share of them.
+
+    The place of an unusable record is taken by the one that comes there in the next epoch.
 
     Raises UserError as `create_audio_data_iterator` does.
     """
     if config.grain_train_files is None:
         raise UserError("grain_train_files is not set: name a folder of ArrayRecord files, one file, or a glob")
     source = RecordSource(config.grain_train_files)
-    shuffled = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
-    skip = SkipUnusable(config.max_skipped_fraction, epoch=-(-len(source) // process_count))
-    batches = _prompts(config, shuffled[process_index::process_count], batch_size).filter(skip)
-    identity = {
-        "records": len(source),
-        "seed": config.seed,
-        "batch_size": batch_size,
-        "process_count": process_count,
-        "grain_worker_count": config.grain_worker_count,
-    }
-    return AudioDataIterator(_batched(batches, batch_size), skip, identity)
+    records = _prompts(config, grain.MapDataset.source(source).seed(config.seed).shuffle().repeat())
+    slots = TrainingSlots(records, batch_size, _rows(batch_size, share), epoch=len(source))
+    account = SkippingAccount(config.max_skipped_fraction, epoch=len(source))
+    identity = {"records": len(source), "seed": config.seed, "batch_size": batch_size}
+    return AudioDataIterator(_reader(config, slots, batch_size, share), account, identity, share)
 
 
-def evaluation_batches(config: Config, path: epath.PathLike, batch_size: int) -> AudioDataIterator:
-    """One pass in order over the usable records of `path`; the first `eval_max_clips` of them where that is not 0.
+def evaluation_batches(
+    config: Config, path: epath.PathLike, batch_size: int, share: Share | None = None
+) -> AudioDataIterator:
+    """One pass in order over the records of `path`; the first `eval_max_clips` of them where that is not 0.
 
-    All processes get the same batches. The last one is filled up by repeating its last prompt; `valid` tells.
+    `valid` is False for prompts that only take the place of unusable records or fill up the last batch.
 
     Raises UserError where there is no data, or, while iterating, where more than `max_skipped_fraction` of the
     records is unusable.
     """
     source = RecordSource(path)
-    records = grain.MapDataset.source(source)[: config.eval_max_clips or len(source)]
-    skip = SkipUnusable(config.max_skipped_fraction, epoch=len(records))
-    batches = _batched(_prompts(config, records, batch_size).filter(skip), batch_size).map(FillUpLastBatch(batch_size))
-    identity = {"records": len(records), "batch_size": batch_size, "grain_worker_count": config.grain_worker_count}
-    return AudioDataIterator(batches, skip, identity)
+    records = _prompts(config, grain.MapDataset.source(source)[: config.eval_max_clips or len(source)])
+    slots = EvaluationSlots(records, batch_size, _rows(batch_size, share))
+    account = SkippingAccount(config.max_skipped_fraction, epoch=len(records))
+    identity = {"records": len(records), "batch_size": batch_size}
+    return AudioDataIterator(_reader(config, slots, batch_size, share), account, identity, share)
 
 
-def _prompts(config: Config, records: grain.MapDataset, batch_size: int) -> grain.IterDataset:
-    """Padded prompts and unusable records, in order, made ahead in threads or worker processes."""
+def _prompts(config: Config, records: grain.MapDataset) -> grain.MapDataset:
+    """Padded prompts and unusable records."""
     tokenizer = load_tokenizer(config.tokenizer_path)
     length, column = config.max_prefill_predict_length, config.prompt_column
     stages = [
@@ -141,12 +143,29 @@ def _prompts(config: Config, records: grain.MapDataset, batch_size: int) -> grai
     ]
     for stage in stages:
         records = records.map(stage)
+    return records
+
+
+def _reader(
+    config: Config, slots: TrainingSlots | EvaluationSlots, batch_size: int, share: Share | None
+) -> Callable[[int], grain.DatasetIterator]:
+    """Starts reading at a batch; slots are made ahead in threads or worker processes, and come in order."""
+    rows = len(_rows(batch_size, share))
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, batch_size))
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, rows))
+    workers = grain.MultiprocessingOptions(config.grain_worker_count, per_worker_buffer_size=8)
     if config.grain_worker_count and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's processes read absl's flags, which only absl's own main parses
-    workers = grain.MultiprocessingOptions(config.grain_worker_count, per_worker_buffer_size=8)
-    return records.to_iter_dataset(ahead).mp_prefetch(workers)
+
+    def read(first: int) -> grain.DatasetIterator:
+        following = grain.MapDataset.source(slots)[first * rows :].to_iter_dataset(ahead).mp_prefetch(workers)
+        return iter(following.batch(rows, batch_fn=Batch()).map(CollectGroundTruth()))
+
+    return read
+
+
+def _rows(batch_size: int, share: Share | None) -> Int[np.ndarray, "n"]:
+    return np.arange(batch_size) if share is None else share.rows
 
 
 def padded_frames(max_seconds: float, max_prompt_tokens: int) -> int:
@@ -154,7 +173,3 @@ def padded_frames(max_seconds: float, max_prompt_tokens: int) -> int:
     by_seconds = math.ceil(max_seconds * _FRAMES_PER_SECOND / _CHUNK) * _CHUNK
     by_tokens = math.ceil(max_prompt_tokens / audio_token_count(_CHUNK)) * _CHUNK
     return min(by_seconds, by_tokens)
-
-
-def _batched(prompts: grain.IterDataset, batch_size: int) -> grain.IterDataset:
-    return prompts.batch(batch_size, batch_fn=Batch()).map(CollectGroundTruth())

@@ -1,5 +1,7 @@
 """Leaving out unusable records, with an account of them."""
 
+from collections.abc import Sequence
+
 from audio_grpo.data.source import Unusable
 from audio_grpo.errors import UserError
 from audio_grpo.types import SkippedRecords
@@ -9,8 +11,8 @@ _SMALL_SAMPLE = 1000
 _SHOWN_NAMES = 5
 
 
-class SkipUnusable:
-    """Filter that drops unusable records and accounts for those of the first epoch, each record once.
+class SkippingAccount:
+    """Accounts for the unusable records of the first epoch, each record once.
 
     Raises UserError with all reasons as soon as more than `max_fraction` of the records turn out unusable, or when
     none of the data set is usable.
@@ -21,15 +23,13 @@ class SkipUnusable:
         self._max_fraction = max_fraction
         self._epoch = epoch
 
-    def __call__(self, element: object) -> bool:
-        """Whether the element is a usable record."""
-        unusable = isinstance(element, Unusable)
-        if self.skipped.seen < self._epoch:
+    def note(self, records: Sequence[Unusable | None]) -> None:
+        """Takes note of the next records, None for a usable one."""
+        for unusable in records[: self._epoch - self.skipped.seen]:
             self.skipped.seen += 1
             if unusable:
-                self.skipped.reasons.setdefault(element.reason, []).append(element.name)
+                self.skipped.reasons.setdefault(unusable.reason, []).append(unusable.name)
                 self._require_few()
-        return not unusable
 
     def _require_few(self) -> None:
         seen, skipped = self.skipped.seen, sum(map(len, self.skipped.reasons.values()))

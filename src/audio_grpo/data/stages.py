@@ -158,19 +158,3 @@ class CollectGroundTruth(_Stage):
     def _map(self, element: Element) -> Element:
         text = element.pop("text")
         return {**element, "ground_truth_text": text}
-
-
-@dataclass(frozen=True)
-class FillUpLastBatch(_Stage):
-    """Repeats a batch's last entry up to `batch_size` entries and adds `valid` [B] bool, False for the repeats."""
-
-    batch_size: int
-
-    def _map(self, element: Element) -> Element:
-        entries = len(element["id"])
-        chosen = np.minimum(np.arange(self.batch_size), entries - 1)
-        filled = {
-            name: values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
-            for name, values in element.items()
-        }
-        return {**filled, "valid": np.arange(self.batch_size) < entries}

@@ -141,7 +141,7 @@ def _named_processes(given: Mapping[str, str]) -> tuple[str, int, int]:
     missing = [name for name in _VARIABLES if name not in given]
     if missing:
         raise UserError(
-            f"{' and '.join(given)} is set but {' and '.join(missing)} is not: to run in several processes set "
+            f"There is {' and '.join(given)} without {' and '.join(missing)}: to run in several processes set "
             f"{', '.join(_VARIABLES)} in each of them; Slurm jobs and TPU pods need none of the three."
         )
     address, count, index = (given[name] for name in _VARIABLES)

@@ -1,14 +1,14 @@
 """What one chip offers: Cloud TPUs from Google's figures, the local device measured."""
 
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from audio_grpo.training.memory import GIB, device_memory
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,6 @@ class Chip:
     link_bandwidth: float
     links: int
 
-
-GIB = 1 << 30
 
 # FLOP/s are bfloat16. The rates are those of cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e; a link's rate is the
 # chip's "bidirectional inter-chip interconnect bandwidth" halved and divided by its ports (v4: Jouppi et al., 2023,
@@ -62,7 +60,6 @@ def local_chip(dtype: DTypeLike) -> Chip:
     if device.device_kind in _DEVICE_KINDS:
         return TPU_CHIPS[_DEVICE_KINDS[device.device_kind]]
     on_cpu = device.platform == "cpu"
-    memory = _host_memory() if on_cpu else device.memory_stats()["bytes_limit"]
     size = 1024 if on_cpu else 8192
     square = jnp.ones((size, size), dtype, device=device)
     flops = 2 * size**3 / _seconds(jax.jit(lambda x: x @ x), square)
@@ -70,16 +67,7 @@ def local_chip(dtype: DTypeLike) -> Chip:
     # In place, for fresh memory costs more than the copy does.
     bandwidth = 2 * long.nbytes / _seconds(jax.jit(lambda x: x + 1, donate_argnums=0), long)
     shares = jax.local_device_count() if on_cpu else 1
-    chip = Chip(device.device_kind, memory, flops, bandwidth, bandwidth, 1)
-    return replace(chip, memory=memory // shares, flops=flops / shares, bandwidth=bandwidth / shares)
-
-
-def _host_memory() -> int:
-    """Bytes of RAM, or the control group's limit where that is lower."""
-    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    texts = [path.read_text().strip() for path in limits if path.exists()]
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([total, *(int(text) for text in texts if text.isdigit())])
+    return Chip(device.device_kind, device_memory(device), flops / shares, bandwidth / shares, bandwidth, 1)
 
 
 def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:

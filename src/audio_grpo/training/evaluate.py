@@ -13,11 +13,12 @@ from audio_grpo.data import evaluation_batches
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import generate_offline_completions
 from audio_grpo.parallel.mesh import batch_shards
+from audio_grpo.parallel.processes import is_first, start_processes
 from audio_grpo.rewards import EditCounts
 from audio_grpo.rollout import OfflineEngine, Sampling, engine_settings
 from audio_grpo.text import get_normalizer
 from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers
-from audio_grpo.training.batches import audio_of, place, prompts_of
+from audio_grpo.training.batches import audio_of, place, prompts_of, reading_share
 from audio_grpo.training.evaluation_report import ErrorRates, EvaluationReport, Utterance
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import Session, create_session
@@ -41,12 +42,13 @@ class _Heard:
 
 def evaluate_run(config: Config) -> EvaluationReport:
     """Evaluate the newest weights of the configured run, and note the result in its folder where it has one."""
+    start_processes()
     session = create_session(config)
     run = RunFolder(epath.Path(config.base_output_directory).expanduser() / config.run_name)
     evaluator = Evaluator(session)
     found = run_weights(session, run)
     report = evaluator.run(found.weights, stage=found.stage, step=found.step)
-    if run.config_path.exists():
+    if is_first() and run.config_path.exists():
         run.write_evaluation(report)
     return report
 
@@ -75,7 +77,8 @@ class Evaluator:
                 session.config, weights, mesh=session.mesh, special=session.special, settings=self._settings
             )
         self._engine.weights = weights
-        batches = evaluation_batches(session.config, self._files, self._batch_size)
+        share = reading_share(session.mesh, self._batch_size)
+        batches = evaluation_batches(session.config, self._files, self._batch_size, share)
         heard = [clip for batch in batches for clip in self._transcribe(self._engine, batch)]
         normalizer = get_normalizer(session.config.text_normalizer)
         return EvaluationReport(

@@ -19,17 +19,15 @@ from audio_grpo.grpo import (
     token_weights,
 )
 from audio_grpo.grpo.learner import Heard
-from audio_grpo.rewards import EditCounts, RewardFunction, RewardTable, resolve_reward, score_completions
+from audio_grpo.rewards import EditCounts, RewardFunction, RewardTable, resolve_reward
 from audio_grpo.rollout import OfflineEngine
-from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers
+from audio_grpo.training.answers import ScoredAnswer
 from audio_grpo.training.batches import audio_of, place, prompts_of
+from audio_grpo.training.judging import judge
 from audio_grpo.training.loop import StepResult, Trainer, create_trainer, run_phase, score, update
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.telemetry import SampledCompletion
 from audio_grpo.types import GroupBatch
-
-_COLUMNS = ("ground_truth_text", "language", "id", "audio_seconds")
-"""What reward functions are given of a batch."""
 
 
 def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
@@ -78,11 +76,9 @@ def grpo_step(
     clock = [time.perf_counter()]
     rollout = generate_completions(trainer, engine, batch, step)
     clock.append(time.perf_counter())
-    texts = decode_completions(trainer.session, rollout.tokens, rollout.mask)
-    table = reward_table(trainer, rewards, batch, texts)
+    table, answers = judge(trainer.session, rewards, batch, rollout)
     total = table.total(trainer.session.config.reward_weights)
     advantages = group_advantages(total, trainer.session.config.scale_rewards)
-    answers = _answers(trainer, batch, texts)
     clock.append(time.perf_counter())
     aux, norm = learn(trainer, batch, rollout, advantages.values)
     clock.append(time.perf_counter())
@@ -132,26 +128,6 @@ def learner_batch(
     return groups, heard
 
 
-def reward_table(
-    trainer: Trainer, rewards: list[RewardFunction], batch: dict[str, Any], texts: list[list[str]]
-) -> RewardTable:
-    """What each function pays for the texts of a batch's completions."""
-    session = trainer.session
-    column = session.config.prompt_column
-    rows = zip(batch[column], batch[f"{column}_true_length"], strict=True)
-    prompts = [session.tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True) for ids, length in rows]
-    columns = {name: list(batch[name]) for name in _COLUMNS}
-    return score_completions(rewards, prompts=prompts, completions=texts, columns=columns, config=session.config)
-
-
-def _answers(trainer: Trainer, batch: dict[str, Any], texts: list[list[str]]) -> list[list[ScoredAnswer]]:
-    rows = zip(texts, batch["ground_truth_text"], batch["language"], strict=True)
-    return [
-        score_answers(trainer.session, group, [reference] * len(group), [language] * len(group))
-        for group, reference, language in rows
-    ]
-
-
 def _reward_metrics(table: RewardTable, advantages: Advantages) -> dict[str, float]:
     metrics = {
         "reward_std": advantages.reward_std,
@@ -183,7 +159,7 @@ def _shown_completions(
     advantages: Advantages,
     answers: list[list[ScoredAnswer]],
     step: int,
-) -> list[tuple[SampledCompletion, np.ndarray]]:
+) -> list[tuple[SampledCompletion, np.ndarray | None]]:
     """The completions of the batch's first prompts, as many as `log_completions` asks for."""
     count, generations = trainer.session.config.log_completions, total.shape[1]
     places = [divmod(i, generations) for i in range(min(count, total.size))]

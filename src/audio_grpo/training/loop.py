@@ -15,16 +15,19 @@ from jaxtyping import Array
 
 from audio_grpo.config import Config, to_yaml
 from audio_grpo.data import AudioDataIterator, create_audio_data_iterator
+from audio_grpo.data.pipeline import prompts_per_step
+from audio_grpo.errors import UserError
 from audio_grpo.grpo import Learner, TrainState, init_train_state
 from audio_grpo.parallel.mesh import replicated
-from audio_grpo.training.batches import check_divides, parts, place
+from audio_grpo.parallel.processes import gather, host_value, is_first, start_processes
+from audio_grpo.training.batches import check_divides, join_parts, place_parts, reading_share
 from audio_grpo.training.checkpoints import Checkpoints
 from audio_grpo.training.evaluate import Evaluator
+from audio_grpo.training.journal import Journal
 from audio_grpo.training.optimizer import create_optimizer, learning_rate_schedule
-from audio_grpo.training.progress import Progress
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import Session, create_session
-from audio_grpo.training.telemetry import CompletionsWriter, MetricsWriter, Phase, SampledCompletion
+from audio_grpo.training.telemetry import Phase, SampledCompletion
 from audio_grpo.training.weights import starting_weights
 from audio_grpo.types import GroupBatch
 
@@ -54,48 +57,58 @@ class StepResult:
     """What a step tells."""
 
     metrics: dict[str, float]
-    completions: list[tuple[SampledCompletion, np.ndarray]] = field(default_factory=list)
-    """Each with its clip's samples at 16 kHz."""
+    completions: list[tuple[SampledCompletion, np.ndarray | None]] = field(default_factory=list)
+    """Each with its clip's samples at 16 kHz; None of a clip that another process read."""
 
 
 def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: float, with_reference: bool) -> Trainer:
     """Build a phase from its starting weights, without looking for a checkpoint of its own; writes nothing."""
+    start_processes()
     session = create_session(config)
     # Before the weights, which may take minutes: a batch that does not fit and data that can not be read.
     check_divides(session.mesh, config.per_device_batch_size * session.mesh.size)
-    data = create_audio_data_iterator(config, session.mesh)
+    shown = -(-config.log_completions // config.num_generations) if phase == "grpo" else 0
+    share = reading_share(session.mesh, prompts_per_step(config, session.mesh.size), samples=shown)
+    data = create_audio_data_iterator(config, session.mesh, share)
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
-    optimizer = create_optimizer(config, config.num_iterations if phase == "grpo" else 1)
     # The state's buffers are donated at every update, the reference's never: it needs arrays of its own.
     own = jax.tree.map(lambda x: x.copy(), trainable) if with_reference else trainable
-    shardings = _state_shardings(session, trainable, optimizer)
+    learner = create_learner(session, phase, loss_fn, temperature=temperature)
     return Trainer(
         session=session,
         phase=phase,
-        learner=Learner(
-            session.spec,
-            optimizer,
-            loss_fn,
-            audio_pad=session.special.audio_pad,
-            temperature=temperature,
-            chunk_size=config.logits_chunk_size,
-            shardings=shardings,
-        ),
+        learner=learner,
         frozen={key: weights[key] for key in weights if key not in session.trainable},
         reference=weights if with_reference else None,
-        state=jax.jit(partial(init_train_state, optimizer=optimizer), out_shardings=shardings)(own),
+        state=learner.start(own),
         data=data,
     )
 
 
-def _state_shardings(session: Session, trainable: dict[str, Array], optimizer: Any) -> Any:
+def create_learner(session: Session, phase: Phase, loss_fn: Any, *, temperature: float) -> Learner:
+    """The programs of a phase's updates; touches no weight."""
+    config = session.config
+    optimizer = create_optimizer(config, config.num_iterations if phase == "grpo" else 1)
+    return Learner(
+        session.spec,
+        optimizer,
+        loss_fn,
+        audio_pad=session.special.audio_pad,
+        temperature=temperature,
+        chunk_size=config.logits_chunk_size,
+        shardings=_state_shardings(session, optimizer),
+    )
+
+
+def _state_shardings(session: Session, optimizer: Any) -> Any:
     """A sharding for each array of the state: moments and master weights lie where their weights do."""
 
     def sharding(path: Sequence[Any], _: Any) -> NamedSharding:
         keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         return session.shardings[keys[-1]] if keys else replicated(session.mesh)
 
+    trainable = {key: weight for key, weight in session.abstract_weights.items() if key in session.trainable}
     state = jax.eval_shape(partial(init_train_state, optimizer=optimizer), trainable)
     return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -131,17 +144,16 @@ def gradients(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[dict[str
 def score(trainer: Trainer, weights: dict[str, Array], batch: GroupBatch, heard: Any) -> np.ndarray:
     """Log-probabilities of a whole batch's completions under `weights`, [B, G, C]."""
     pieces = [trainer.learner.score(weights, *part).log_probs for part in split(trainer, (batch, heard))]
-    return np.concatenate([np.asarray(piece) for piece in pieces])
+    return join_parts(trainer.session.mesh, [host_value(piece) for piece in pieces])
 
 
 def split(trainer: Trainer, tree: Any) -> Any:
-    """A batch's parts, one after the other, each placed on the mesh.
+    """A batch's `gradient_accumulation_steps` parts, one after the other, each placed on the mesh.
 
     Raises:
         UserError: a part does not divide by the mesh's shards.
     """
-    mesh, count = trainer.session.mesh, trainer.session.config.gradient_accumulation_steps
-    return (place(mesh, part) for part in parts(tree, count))
+    return place_parts(trainer.session.mesh, tree, trainer.session.config.gradient_accumulation_steps)
 
 
 def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], int], StepResult]) -> RunFolder:
@@ -151,42 +163,42 @@ def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], i
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints / phase, config))
         done = _resume(trainer, run, checkpoints) if config.enable_checkpointing else 0
-        run.config_path.write_text(to_yaml(config))
-        run.write_environment(trainer.session.devices)
+        if is_first():
+            run.config_path.write_text(to_yaml(config))
+            run.write_environment(trainer.session.devices)
         evaluator = Evaluator(trainer.session) if config.grain_eval_files else None
-        if evaluator and not run.evaluations_path.exists():
+        if evaluator and not gather(run.evaluations_path.exists)[0]:
             _evaluate(trainer, run, evaluator, "start", 0)
-        metrics = stack.enter_context(
-            MetricsWriter(run, phase, resume_step=done, tensorboard=config.enable_tensorboard)
-        )
-        # Supervised steps sample nothing, and leave what GRPO has sampled as it is.
-        completions = CompletionsWriter(run, resume_step=done) if phase == "grpo" else None
-        progress = stack.enter_context(Progress(phase, config.steps, done=done))
+        journal = stack.enter_context(Journal(run, phase, config, done=done)) if is_first() else None
         stack.callback(trainer.data.close)
         for step in range(done + 1, config.steps + 1):
             result = _timed(trainer, train_step, step)
-            metrics.write(step, result.metrics)
-            if completions:
-                for completion, samples in result.completions:
-                    completions.write(completion, samples)
-            progress.update(step, result.metrics)
+            if journal:
+                journal.write(step, result.metrics, result.completions)
             last = step == config.steps
             # Evaluated before it is kept: a run that is killed in between repeats both.
             if evaluator and (last or (config.eval_interval > 0 and step % config.eval_interval == 0)):
                 _evaluate(trainer, run, evaluator, phase, step)
             if config.enable_checkpointing and (last or step % config.checkpoint_period == 0):
                 checkpoints.save(step, trainer.state, trainer.data.get_state())
-    _tell_skipped(trainer)
+    if is_first():
+        _tell_skipped(trainer)
     return run
 
 
 def _resume(trainer: Trainer, run: RunFolder, checkpoints: Checkpoints) -> int:
-    step = checkpoints.latest_step
+    step, *others = gather(lambda: checkpoints.latest_step)
+    if any(other != step for other in others):
+        raise UserError(
+            f"The newest checkpoint in {run.path} is that of step {step} for the first process, but of "
+            f"{', '.join(map(str, others))} for the others: set base_output_directory to a folder that all share."
+        )
     if step:
         restored = checkpoints.restore(trainer.state)
         trainer.state = restored.state
         trainer.data.set_state(restored.data)
-        print(f"Going on from the checkpoint of {trainer.phase} step {step} in {run.path}.", file=sys.stderr)
+        if is_first():
+            print(f"Going on from the checkpoint of {trainer.phase} step {step} in {run.path}.", file=sys.stderr)
     return step
 
 
@@ -208,6 +220,8 @@ def _timed(trainer: Trainer, train_step: Callable[..., StepResult], step: int) -
 
 def _evaluate(trainer: Trainer, run: RunFolder, evaluator: Evaluator, stage: str, step: int) -> None:
     report = evaluator.run(trainer.weights, stage=stage, step=step)
+    if not is_first():
+        return
     run.write_evaluation(report)
     rates = report.rates
     print(f"{stage} {step}: WER {rates.wer:.2%}, CER {rates.cer:.2%} on {rates.clips} clips", file=sys.stderr)

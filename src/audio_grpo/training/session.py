@@ -1,6 +1,8 @@
 """What every verb that runs the model stands on: mesh, sizes, weight table, tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,9 @@ from audio_grpo.config import Config
 from audio_grpo.errors import UserError
 from audio_grpo.model.lora import lora_table
 from audio_grpo.model.spec import ThinkerSpec, resolve_dtype, thinker_spec
-from audio_grpo.model.table import Table
+from audio_grpo.model.table import Table, sharding_of
 from audio_grpo.model.thinker import thinker_table
-from audio_grpo.parallel.mesh import create_mesh, weight_sharding
+from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.text import ReasoningTags, Tokenizer, load_tokenizer
 from audio_grpo.types import SpecialTokens
 
@@ -40,12 +42,21 @@ class Session:
     @property
     def weight_dtype(self) -> jnp.dtype:
         """Of stored weights."""
-        return jnp.dtype(resolve_dtype(self.config.weight_dtype))
+        return jnp.dtype(resolve_dtype(self.config.weight_dtype, self.mesh))
 
     @property
     def shardings(self) -> dict[str, NamedSharding]:
         """Sharding of every weight."""
-        return {key: weight_sharding(self.mesh, key, w.shape, w.axes) for key, w in self.table.items()}
+        return {key: sharding_of(self.mesh, key, weight) for key, weight in self.table.items()}
+
+    @property
+    def abstract_weights(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, dtype and sharding of every weight."""
+        dtype, shardings = self.weight_dtype, self.shardings
+        return {
+            key: jax.ShapeDtypeStruct(weight.shape, dtype, sharding=shardings[key])
+            for key, weight in self.table.items()
+        }
 
     @property
     def tags(self) -> ReasoningTags:
@@ -66,15 +77,16 @@ class Session:
         return f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
 
 
-def create_session(config: Config) -> Session:
-    """Build a configuration's model on all devices present."""
+def create_session(config: Config, devices: Sequence[Any] | None = None) -> Session:
+    """Build a configuration's model on given devices, all that are present by default."""
     if config.jax_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(config.jax_cache_dir).expanduser()))
-    spec = thinker_spec(config)
+    mesh = create_mesh(config, devices)
+    spec = thinker_spec(config, mesh)
     tokenizer = load_tokenizer(config.tokenizer_path)
     special = tokenizer.special_tokens(config.decoder_block, config.vocab_size)
     base = thinker_table(spec)
-    return Session(config, create_mesh(config), spec, base, _adapters(config, base), tokenizer, special)
+    return Session(config, mesh, spec, base, _adapters(config, base), tokenizer, special)
 
 
 def _adapters(config: Config, base: Table) -> Table:

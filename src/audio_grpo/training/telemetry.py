@@ -1,7 +1,4 @@
-"""What a run tells while it goes: metrics of every step and sampled completions.
-
-On several hosts only the first one writes.
-"""
+"""What a run tells while it goes: metrics of every step and sampled completions."""
 
 import hashlib
 import io

@@ -1,6 +1,10 @@
 """All lines in their order, on the weights, data and programs that `train` would begin with."""
 
+import jax
+
 from audio_grpo.config import Config
+from audio_grpo.errors import UserError
+from audio_grpo.parallel.processes import start_processes
 from audio_grpo.rewards import RewardFunction, resolve_reward
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import decode_completions
@@ -39,8 +43,14 @@ def verify_run(config: Config) -> list[Check]:
     """Try out a GRPO run from its starting weights for a few steps; nothing is written to its folder.
 
     Raises:
-        UserError: the run could not begin: `train` would say the same.
+        UserError: the run could not begin: `train` would say the same; or it has several processes.
     """
+    start_processes()
+    if jax.process_count() > 1:
+        raise UserError(
+            f"verify looks at whole batches and weights, which {jax.process_count()} processes do not have: run it in "
+            "one, on one host, with a configuration that fits there."
+        )
     rewards = [resolve_reward(name) for name in config.reward_functions]
     trainer, engine = setup_train_loop(config.model_copy(update=_PEAK_RATE))
     try:

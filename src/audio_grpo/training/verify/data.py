@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from audio_grpo.audio import audio_token_count
 from audio_grpo.config import Config, load_config, to_yaml
-from audio_grpo.data.pipeline import padded_frames, prompts_per_process
+from audio_grpo.data.pipeline import padded_frames, prompts_per_step
 from audio_grpo.model.table import parameter_count
 from audio_grpo.training.session import Session
 from audio_grpo.training.verify.check import Finding, span
@@ -105,4 +104,4 @@ def _placeholders(session: Session, batch: dict[str, Any]) -> np.ndarray:
 
 
 def _count(session: Session) -> int:
-    return prompts_per_process(session.config, session.mesh.size, jax.process_count())
+    return prompts_per_step(session.config, session.mesh.size)

@@ -14,7 +14,8 @@ from audio_grpo.grpo.learner import Heard
 from audio_grpo.rewards import RewardFunction
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import decode_completions
-from audio_grpo.training.grpo_loop import generate_completions, learn, loss_settings, reward_table
+from audio_grpo.training.grpo_loop import generate_completions, learn, loss_settings
+from audio_grpo.training.judging import reward_table
 from audio_grpo.training.loop import Trainer, score
 from audio_grpo.training.verify.check import Finding, span
 from audio_grpo.types import GroupBatch
@@ -135,7 +136,7 @@ def _advantages(
 ) -> Float32[np.ndarray, "B G"]:
     config = trainer.session.config
     texts = decode_completions(trainer.session, rollout.tokens, rollout.mask)
-    total = reward_table(trainer, rewards, batch, texts).total(config.reward_weights)
+    total = reward_table(trainer.session, rewards, batch, texts).total(config.reward_weights)
     return group_advantages(total, config.scale_rewards).values
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from audio_grpo.grpo import Rollout
 from audio_grpo.grpo.learner import Heard
 from audio_grpo.rewards import RewardFunction, resolve_reward
-from audio_grpo.training.grpo_loop import reward_table
+from audio_grpo.training.judging import reward_table
 from audio_grpo.training.loop import Trainer, score
 from audio_grpo.training.verify.check import Finding, rounding, span
 from audio_grpo.types import GroupBatch
@@ -43,8 +43,8 @@ def rewards_are_finite(
     trainer: Trainer, rewards: list[RewardFunction], batch: dict[str, Any], texts: list[list[str]]
 ) -> Finding:
     """WER, CER and the configured rewards of sampled completions, and their weighted sum, are finite."""
-    built_in = reward_table(trainer, [resolve_reward(name) for name in _ALWAYS], batch, texts)
-    configured = reward_table(trainer, rewards, batch, texts)
+    built_in = reward_table(trainer.session, [resolve_reward(name) for name in _ALWAYS], batch, texts)
+    configured = reward_table(trainer.session, rewards, batch, texts)
     values = dict(zip(built_in.names, built_in.values, strict=True))
     values |= dict(zip(configured.names, configured.values, strict=True))
     values["reward"] = configured.total(trainer.session.config.reward_weights)

@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-
 from audio_grpo.data.pipeline import padded_frames, prompts_per_step
 from audio_grpo.grpo import LossSettings, grpo_loss_fn
 from audio_grpo.model.attention import Membership
@@ -39,7 +37,7 @@ class Program:
     turns: int = 1
     """Of its loop whose length is not fixed: the tokens of a burst."""
     beside: Abstract = ()
-    """What lies in memory while it runs besides its arguments, the weights and the optimizer's state."""
+    """What lies in memory while it runs besides its arguments and what is `Resident`."""
 
     def trace(self) -> jax.stages.Traced:
         """The program, traced."""
@@ -48,7 +46,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Sizes of one step."""
+    """Sizes of one step at its largest."""
 
     prompts: int
     generations: int
@@ -83,27 +81,25 @@ def run_programs(session: Session) -> Iterator[Program]:
     yield from _learner_programs(session, work)
 
 
-def resident(session: Session) -> Abstract:
-    """What lies in memory all the time: weights, the optimizer's state, and the reference's copy of what learns."""
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """What lies in memory all the time."""
+
+    weights: Abstract
+    optimizer: Abstract
+    """Moments, and the master copy of weights that are stored in a narrower format."""
+    reference: Abstract
+    """The reference's copy of what learns; none where beta is 0."""
+
+
+def resident(session: Session) -> Resident:
+    """What a GRPO run keeps from its first step to its last."""
     weights = session.abstract_weights
     learner = create_learner(session, "grpo", _loss(session), temperature=1.0)
     trainable = {key: value for key, value in weights.items() if key in session.trainable}
-    frozen = {key: value for key, value in weights.items() if key not in session.trainable}
-    reference = trainable if session.config.grpo_beta > 0 else ()
-    return frozen, learner.abstract_state(trainable), reference
-
-
-def bytes_per_chip(tree: Abstract) -> int:
-    """Of the shards that one device holds."""
-
-    def size(x: jax.ShapeDtypeStruct) -> int:
-        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        items = 1
-        for length in shape:
-            items *= length
-        return items * (4 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
-
-    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+    state = learner.abstract_state(trainable)
+    reference = trainable if session.config.grpo_beta > 0 else {}
+    return Resident(weights, state._replace(trainable={}), reference)
 
 
 def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
