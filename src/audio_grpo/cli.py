@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from audio_grpo.errors import UserError
+from audio_grpo.parallel.libtpu import quiet_without_tpu
 
 app = typer.Typer(
     help="GRPO post-training of speech models on word error rate.",
@@ -69,6 +70,29 @@ def verify(config: ConfigSource, overrides: Overrides = None, as_json: AsJson = 
         print("\n".join(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.measured}" for check in checks))
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    config: ConfigSource,
+    overrides: Overrides = None,
+    topology: Annotated[
+        str | None, typer.Option(help="A TPU slice such as v4-8 or v5e-4; this machine's devices if left out.")
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="Write a picture (SVG) there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a run's programs ahead of time: memory per chip, least time, and what fits."""
+    from audio_grpo.config import load_config
+    from audio_grpo.plan import Planner, limits, plan_chart, plan_json, plan_text, remedies
+
+    loaded = load_config(config, overrides or [])
+    planner = Planner(topology, loaded)
+    result = planner.plan()
+    told = (result, limits(planner, loaded, result), list(remedies(loaded, result)))
+    if chart:
+        chart.write_text(plan_chart(result))
+    print(json.dumps(plan_json(*told)) if as_json else plan_text(*told))
 
 
 @app.command("config")
@@ -210,6 +234,7 @@ def _finish(run: Any) -> None:
 
 def main() -> None:
     """Run a verb: exit status 0 done, 2 the user's input is at fault, 1 anything else."""
+    quiet_without_tpu()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every optional file that is not there
     try:
         app()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audio_grpo.plan.collectives import collective_bytes
 from audio_grpo.plan.cost import program_cost
-from audio_grpo.plan.flops import program_flops
+from audio_grpo.plan.flops import Counting, program_flops
 from audio_grpo.plan.hlo import parse_module
 from audio_grpo.plan.topology import compile_ahead, parse_topology, topology_devices
 from audio_grpo.plan.traffic import MEMORY, program_traffic
@@ -22,12 +22,13 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 def flops(function, *shapes, platform="cpu", **settings):
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return program_flops(jax.jit(function).trace(*arguments).jaxpr, platform=platform, **settings)
+    return program_flops(jax.jit(function).trace(*arguments).jaxpr, Counting(platform=platform, **settings))
 
 
 def cost(function, *arguments, chips=1, platform="cpu", donate=(), **settings):
     traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
-    return program_cost(traced.jaxpr, compile_ahead(traced.lower()), chips=chips, platform=platform, **settings)
+    counting = Counting(platform=platform, **settings)
+    return program_cost(traced.jaxpr, compile_ahead(traced.lower()), chips=chips, counting=counting)
 
 
 def array(*shape, dtype=jnp.float32, sharding=None):

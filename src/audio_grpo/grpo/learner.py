@@ -100,15 +100,19 @@ class Learner:
         )
 
     @cached_property
-    def hear_program(self) -> Callable[..., Array]:
+    def hear_program(self) -> Any:
+        """(weights, audio) → embeddings."""
         return jax.jit(partial(hear, self._spec))
 
     @cached_property
-    def score_program(self) -> Callable[..., TokenScores]:
+    def score_program(self) -> Any:
+        """(weights, batch, heard) → scores."""
         return jax.jit(self._scores)
 
     @cached_property
-    def gradients_program(self) -> Callable[..., tuple[dict[str, Array], Any]]:
+    def gradients_program(self) -> Any:
+        """(trainable, frozen, batch, heard) → gradients and the loss's report."""
+
         def loss(trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard) -> tuple[Array, Any]:
             return self._loss_fn(self._scores({**frozen, **trainable}, batch, heard), batch)
 
@@ -121,12 +125,14 @@ class Learner:
         return jax.jit(program, out_shardings=(self._gradient_shardings, None))
 
     @cached_property
-    def add_program(self) -> Callable[..., dict[str, Array]]:
+    def add_program(self) -> Any:
+        """(gradients, gradients) → their sum."""
         return jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
 
     @cached_property
-    def apply_program(self) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
-        return jax.jit(self._applied, donate_argnums=0, out_shardings=(self._state_shardings, None))
+    def apply_program(self) -> Any:
+        """(state, gradients) → state and norm."""
+        return jax.jit(self._applied, donate_argnums=0, keep_unused=True, out_shardings=(self._state_shardings, None))
 
     def _scores(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
         embeddings = hear(self._spec, weights, heard) if isinstance(heard, AudioBatch) else heard

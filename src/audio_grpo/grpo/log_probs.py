@@ -1,5 +1,6 @@
 """Log-probabilities of given completions, with the vocabulary taken in blocks: no array spans it all."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -109,7 +110,7 @@ def _forward(
         ), None
 
     zero = jnp.zeros(targets.shape, jnp.float32)
-    seen, _ = jax.lax.scan(add, _Running(zero - jnp.inf, zero, zero, zero), jnp.arange(blocks.count))
+    seen, _ = jax.lax.scan(add, _Running(zero - jnp.inf, zero, zero, zero), jnp.arange(blocks.number))
     normalizer = seen.peak + jnp.log(seen.total)
     scores = TokenScores(seen.chosen - normalizer, normalizer - seen.weighted / seen.total)
     return scores, (hidden, head, targets, normalizer)
@@ -133,15 +134,16 @@ def _backward(
         for_rows = jnp.einsum("ntv,nd->tvd", for_logits, hidden, preferred_element_type=jnp.float32)
         return place(for_hidden, "batch", None), blocks.spread(for_rows.astype(head.dtype))
 
-    for_hidden, for_rows = jax.lax.scan(add, jnp.zeros(hidden.shape, jnp.float32), jnp.arange(blocks.count))
+    for_hidden, for_rows = jax.lax.scan(add, jnp.zeros(hidden.shape, jnp.float32), jnp.arange(blocks.number))
     return for_hidden.astype(hidden.dtype), blocks.join(for_rows), None
 
 
 _scores.defvjp(_forward, _backward)
 
 
-class _Blocks(NamedTuple):
-    """A vocabulary cut into `count` blocks, each an equal part of what every device holds of it."""
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """A vocabulary cut into blocks, each an equal part of what every device holds of it."""
 
     head: Float[Array, "tensor spread count v D"]
     """The vocabulary as it lies on the mesh: over `tensor`, which computes its own logits, then over the axes that
@@ -149,7 +151,8 @@ class _Blocks(NamedTuple):
     place: Placement
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
+        """Of blocks."""
         return self.head.shape[2]
 
     def rows(self, block: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, "tensor w D"]:

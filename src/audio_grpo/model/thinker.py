@@ -105,11 +105,10 @@ def group_hidden(
     attention = partial(group_attention, mesh=spec.mesh) if spec.flash else _group_attention
 
     def layer(xs: tuple[Array, Array], w: Weights) -> tuple[tuple[Array, Array], None]:
-        streams = (prompt._replace(x=xs[0]), completion._replace(x=xs[1]))
-        new = [project(spec.decoder, w, stream, place) for stream in streams]
-        attended = attention(*new, prompts.true_length)
-        x, y = (finish_layer(spec.decoder, w, *pair, place) for pair in zip(xs, attended, strict=True))
-        return (x, y), None
+        new_prompt = project(spec.decoder, w, prompt._replace(x=xs[0]), place)
+        new_completion = project(spec.decoder, w, completion._replace(x=xs[1]), place)
+        x, y = attention(new_prompt, new_completion, prompts.true_length)
+        return (finish_layer(spec.decoder, w, xs[0], x, place), finish_layer(spec.decoder, w, xs[1], y, place)), None
 
     body = jax.checkpoint(layer) if spec.remat else layer
     (x, y), _ = jax.lax.scan(body, (prompt.x, completion.x), _layers(spec, weights))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 from jax.extend.core import ClosedJaxpr
 
-from audio_grpo.plan.flops import program_flops
+from audio_grpo.plan.flops import Counting, program_flops
 from audio_grpo.plan.hlo import Module, parse_module
 from audio_grpo.plan.loops import guessed_loops
 from audio_grpo.plan.traffic import MEMORY, program_traffic
@@ -69,9 +69,7 @@ class ProgramCost:
             yield from buffer.dims
 
 
-def program_cost(
-    jaxpr: ClosedJaxpr, compiled: jax.stages.Compiled, *, chips: int, platform: str, while_steps: int = 1
-) -> ProgramCost:
+def program_cost(jaxpr: ClosedJaxpr, compiled: jax.stages.Compiled, *, chips: int, counting: Counting) -> ProgramCost:
     """The cost to each chip of a program, as the compiler tells it.
 
     Memory is the compiler's. FLOPs are counted in the traced program and shared out equally, so that work which every
@@ -81,24 +79,23 @@ def program_cost(
         jaxpr: `jitted.trace(...).jaxpr`.
         compiled: the same program, lowered and compiled for `chips` devices.
         chips: number of devices of the program.
-        platform: JAX's name of the platform ("cpu", "cuda", "tpu").
-        while_steps: turns counted for each loop whose number of turns is not fixed.
+        counting: what the program does not tell.
 
     Raises:
         RuntimeError: this platform's compiler tells neither.
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if memory is None or text is None:
-        raise RuntimeError(f"the compiler for {platform} does not tell a program's memory and instructions")
+        raise RuntimeError(f"the compiler for {counting.platform} does not tell a program's memory and instructions")
     module = parse_module(text)
-    traffic = program_traffic(module, while_steps)
+    traffic = program_traffic(module, counting.while_steps)
     return ProgramCost(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=program_flops(jaxpr, platform=platform, while_steps=while_steps) / chips,
+        flops=program_flops(jaxpr, counting) / chips,
         memory_traffic=traffic.pop(MEMORY, 0),
         collectives=dict(traffic),
         buffers=_buffers(module),

@@ -2,37 +2,51 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
 
 
-def program_flops(jaxpr: ClosedJaxpr, *, platform: str, while_steps: int = 1) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """What a traced program does not tell."""
+
+    platform: str
+    """"cpu", "cuda" or "tpu": whose branch of a `platform_dependent` counts."""
+    while_steps: int = 1
+    """Turns of a loop of open length."""
+    routed_share: float = 1.0
+    """Share of its rows that a kernel for grouped products computes: those of a chip's own experts."""
+
+
+def program_flops(jaxpr: ClosedJaxpr, counting: Counting) -> float:
     """FLOPs of matrix products and convolutions, over all devices; elementwise work is left out.
 
     A `scan` counts its body by its length, a `while` by `while_steps`, a `cond` its most expensive branch, a
-    `platform_dependent` the branch of `platform` ("cpu", "cuda", "tpu"), and a `shard_map` its body once for each
-    device of the axes it maps. A ragged product counts its rows once and not once for each group. A Pallas kernel
-    counts its own cost estimate, or its body for each point of the grid when it has none.
+    `platform_dependent` the branch of its platform, and a `shard_map` its body once for each device of the axes it
+    maps. A ragged product counts its rows once and not once for each group. A Pallas kernel counts its own cost
+    estimate, or its body for each point of the grid when it has none.
     """
-    return _flops(jaxpr.jaxpr, platform, while_steps)
+    return _flops(jaxpr.jaxpr, counting)
 
 
-def _flops(jaxpr: Jaxpr, platform: str, while_steps: int) -> float:
-    return sum(_equation_flops(equation, platform, while_steps) for equation in jaxpr.eqns)
+def _flops(jaxpr: Jaxpr, counting: Counting) -> float:
+    return sum(_equation_flops(equation, counting) for equation in jaxpr.eqns)
 
 
-def _equation_flops(equation: JaxprEqn, platform: str, while_steps: int) -> float:
+def _equation_flops(equation: JaxprEqn, counting: Counting) -> float:
     kind, params = equation.primitive.name, equation.params
     if kind in _PRODUCTS:
         return _PRODUCTS[kind](equation)
     if kind == "pallas_call" and params["cost_estimate"] is not None:
-        return params["cost_estimate"].flops
+        share = counting.routed_share if "gmm" in str(params.get("name", "")) else 1.0
+        return share * params["cost_estimate"].flops
     if kind == "cond":
-        chosen = _branches(params["branches"], params.get("branches_platforms"), platform)
-        return max(_flops(branch.jaxpr, platform, while_steps) for branch in chosen)
-    inner = sum(_flops(jaxpr, platform, while_steps) for jaxpr in jaxprs_in_params(params))
-    return inner and inner * _repeats(kind, params, while_steps)
+        chosen = _branches(params["branches"], params.get("branches_platforms"), counting.platform)
+        return max(_flops(branch.jaxpr, counting) for branch in chosen)
+    inner = sum(_flops(jaxpr, counting) for jaxpr in jaxprs_in_params(params))
+    return inner and inner * _repeats(kind, params, counting.while_steps)
 
 
 def _branches(branches: Sequence[ClosedJaxpr], platforms: Sequence[Any] | None, platform: str) -> Sequence[ClosedJaxpr]:

@@ -103,8 +103,9 @@ def prefill_rows(
     old = state.prompts
 
     def put(old: Array, new: Array) -> Array:
-        parts = (x.reshape(rows.shape[0], -1, *x.shape[1:]) for x in (old, new))
-        return jax.vmap(lambda o, n, r: o.at[r].set(n, mode="drop"))(*parts, rows).reshape(old.shape)
+        old_parts, new_parts = (x.reshape(rows.shape[0], -1, *x.shape[1:]) for x in (old, new))
+        put_part = jax.vmap(lambda o, n, r: o.at[r].set(n, mode="drop"))
+        return put_part(old_parts, new_parts, rows).reshape(old.shape)
 
     put_layers = jax.vmap(put)
     return state._replace(

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 
 from audio_grpo.errors import UserError
-from audio_grpo.training.programs import Abstract, resident
+from audio_grpo.training.programs import Abstract, Program, resident, run_programs
 from audio_grpo.training.session import Session
 
 GIB = 1 << 30
+
+_LARGEST = ("decode burst", "gradients")
+"""Phases of which one needs most."""
 
 
 def bytes_per_device(tree: Abstract) -> int:
@@ -39,22 +42,44 @@ def host_memory() -> int:
     return min([total, *(int(text) for text in texts if text.isdigit())])
 
 
-def check_fits(session: Session) -> None:
-    """Refuse a run whose weights and optimizer state alone exceed a device's memory; touches neither.
+def check_fits(session: Session, *, with_reference: bool) -> None:
+    """Refuse a run that a device's memory can not hold, before a weight is read.
 
-    Activations come on top: `audio-grpo plan` has the compiler count them.
+    What is kept from the first step to the last, and the gradients, are counted. Where they take more than half of the
+    memory the largest programs of GRPO are compiled too, which the run needs all the same.
 
     Raises:
-        UserError: they do not fit.
+        UserError: it does not fit.
     """
     kept = resident(session)
-    sizes = {"weights": kept.weights, "optimizer state": kept.optimizer, "reference": kept.reference}
-    needed = {name: bytes_per_device(tree) for name, tree in sizes.items()}
+    needed = {
+        "weights": bytes_per_device(kept.weights),
+        "optimizer state": bytes_per_device(kept.optimizer),
+        "reference": bytes_per_device(kept.reference) if with_reference else 0,
+    }
     memory = device_memory(session.mesh.devices.flat[0])
+    _check(session, {**needed, "gradients": bytes_per_device(kept.gradients)}, memory)
+    if sum(needed.values()) > memory / 2 and session.config.use_grpo:
+        for program in run_programs(session):
+            if program.phase in _LARGEST:
+                _check(session, {**needed, program.phase: program_memory(program, program.trace().lower())}, memory)
+
+
+def program_memory(program: Program, lowered: jax.stages.Lowered) -> int:
+    """Bytes on a device while a program runs, beyond what is `Resident`: inputs, caches and what the compiler makes."""
+    analysis = lowered.compile().memory_analysis()
+    if analysis is None:
+        raise RuntimeError(f"The compiler does not tell the memory of {program.phase}.")
+    made = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return made + bytes_per_device((program.inputs, program.cache, program.beside))
+
+
+def _check(session: Session, needed: dict[str, int], memory: int) -> None:
     if sum(needed.values()) > memory:
         told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items() if size)
         raise UserError(
             f"{session.config.model_name} does not fit: each of {session.mesh.size} devices would hold {told} GiB, but "
             f"has {memory / GIB:.1f} GiB. `audio-grpo plan` tells what would; lora_rank=16 trains adapters only, "
-            "grpo_beta=0 keeps no reference, and more devices share out the rest."
+            "grpo_beta=0 keeps no reference, a smaller per_device_batch_size with more gradient_accumulation_steps "
+            "takes less for each batch, and more devices share out the rest."
         )

@@ -1,25 +1,56 @@
 """A run's programs with abstract arguments: what a step of GRPO executes, how often, and what lies in memory then."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
 from audio_grpo.data.pipeline import padded_frames, prompts_per_step
-from audio_grpo.grpo import LossSettings, grpo_loss_fn
+from audio_grpo.grpo import Learner, LossSettings, grpo_loss_fn, init_train_state
 from audio_grpo.model.attention import Membership
+from audio_grpo.model.experts import tokens_travel
 from audio_grpo.model.spec import compute_dtype
 from audio_grpo.parallel.mesh import batch_sharding, batch_shards, replicated
 from audio_grpo.rollout.compiled import EnginePrograms
 from audio_grpo.rollout.settings import WorkloadShape, engine_settings, workload_shape
-from audio_grpo.training.loop import create_learner
+from audio_grpo.training.optimizer import create_optimizer
 from audio_grpo.training.session import Session
+from audio_grpo.training.telemetry import Phase
 from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch
 
 Abstract = Any
 """A pytree of `jax.ShapeDtypeStruct`s with shardings."""
+
+
+def create_learner(session: Session, phase: Phase, loss_fn: Any, *, temperature: float) -> Learner:
+    """The programs of a phase's updates; touches no weight."""
+    config = session.config
+    optimizer = create_optimizer(config, config.num_iterations if phase == "grpo" else 1)
+    return Learner(
+        session.spec,
+        optimizer,
+        loss_fn,
+        audio_pad=session.special.audio_pad,
+        temperature=temperature,
+        chunk_size=config.logits_chunk_size,
+        shardings=_state_shardings(session, optimizer),
+    )
+
+
+def _state_shardings(session: Session, optimizer: Any) -> Any:
+    """A sharding for each array of the state: moments and master weights lie where their weights do."""
+
+    def sharding(path: Sequence[Any], _: Any) -> NamedSharding:
+        keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        return session.shardings[keys[-1]] if keys else replicated(session.mesh)
+
+    trainable = {key: weight for key, weight in session.abstract_weights.items() if key in session.trainable}
+    state = jax.eval_shape(partial(init_train_state, optimizer=optimizer), trainable)
+    return jax.tree_util.tree_map_with_path(sharding, state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +59,7 @@ class Program:
 
     phase: str
     """E.g. "prefill"."""
-    program: Callable[..., Any]
+    program: Any
     """As `jax.jit` returned it."""
     arguments: tuple[Abstract, ...]
     keywords: dict[str, Abstract]
@@ -36,8 +67,14 @@ class Program:
     """In one step."""
     turns: int = 1
     """Of its loop whose length is not fixed: the tokens of a burst."""
+    routed_share: float = 1.0
+    """Share of an expert kernel's rows that belong to the chip's own experts, where these are chosen evenly."""
+    inputs: Abstract = ()
+    """Arguments that are neither `Resident` nor cache."""
+    cache: Abstract = ()
+    """Keys, values and slots."""
     beside: Abstract = ()
-    """What lies in memory while it runs besides its arguments and what is `Resident`."""
+    """What lies in memory while it runs and is none of its arguments, nor `Resident`."""
 
     def trace(self) -> jax.stages.Traced:
         """The program, traced."""
@@ -83,13 +120,15 @@ def run_programs(session: Session) -> Iterator[Program]:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """What lies in memory all the time."""
+    """What lies in memory all the time, and the gradients."""
 
     weights: Abstract
     optimizer: Abstract
     """Moments, and the master copy of weights that are stored in a narrower format."""
     reference: Abstract
     """The reference's copy of what learns; none where beta is 0."""
+    gradients: Abstract
+    """Of a batch: there from the first backward pass to the update."""
 
 
 def resident(session: Session) -> Resident:
@@ -99,7 +138,7 @@ def resident(session: Session) -> Resident:
     trainable = {key: value for key, value in weights.items() if key in session.trainable}
     state = learner.abstract_state(trainable)
     reference = trainable if session.config.grpo_beta > 0 else {}
-    return Resident(weights, state._replace(trainable={}), reference)
+    return Resident(weights, state._replace(trainable={}), reference, _gradients(trainable))
 
 
 def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
@@ -110,26 +149,28 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     yield Program(
         phase="tower",
         program=programs.hear,
-        arguments=(weights, _audio(session, work)),
+        arguments=(weights, audio := _audio(session, work)),
         keywords={},
         runs=1,
+        inputs=audio,
     )
-    per_part = shape.prefill // shape.parts
+    inputs = {
+        "prompts": _prompts(session, work, shape.prefill),
+        "heard": _heard(session, work, shape.prefill),
+        "rows": _everywhere(session, (shape.parts, shape.prefill // shape.parts), jnp.int32),
+    }
     yield Program(
         phase="prefill",
         program=programs.prefill,
         arguments=(),
-        keywords={
-            "weights": weights,
-            "state": state,
-            "prompts": _prompts(session, work, shape.prefill),
-            "heard": _heard(session, work, shape.prefill),
-            "rows": _everywhere(session, (shape.parts, per_part), jnp.int32),
-        },
+        keywords={"weights": weights, "state": state, **inputs},
         runs=-(-work.prompts // shape.prefill),
+        routed_share=_routed_share(session, shape.prefill * work.prompt_length),
+        inputs=inputs,
+        cache=state,
         beside=heard,
     )
-    whole = partial(_everywhere, session, dtype=jnp.int32)
+    whole: Any = partial(_everywhere, session, dtype=jnp.int32)
     waves = -(-work.prompts * work.generations // shape.slots)
     yield Program(
         phase="decode burst",
@@ -146,6 +187,8 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
         keywords={},
         runs=waves * -(-work.completion_length // settings.burst),
         turns=min(settings.burst, work.completion_length),
+        routed_share=1 / session.mesh.shape["expert"],
+        cache=state,
         beside=heard,
     )
 
@@ -157,6 +200,7 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
     frozen = {key: value for key, value in weights.items() if key not in session.trainable}
     count = work.prompts // work.parts
     groups = _groups(session, work, count)
+    routed = _routed_share(session, count * work.generations * work.completion_length)
     hears = not config.freeze_audio_encoder_params
     heard = _audio(session, work, count) if hears else _heard(session, work, count)
     scored = (config.grpo_beta > 0) + (config.num_iterations > 1)
@@ -167,10 +211,11 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
             arguments=(weights, groups, heard),
             keywords={},
             runs=work.parts * scored,
+            routed_share=routed,
+            inputs=(groups, heard),
         )
     gradients = {
-        key: jax.ShapeDtypeStruct(value.shape, jnp.float32, sharding=value.sharding)
-        for key, value in trainable.items()
+        key: jax.ShapeDtypeStruct(value.shape, jnp.float32, sharding=value.sharding) for key, value in trainable.items()
     }
     yield Program(
         phase="gradients",
@@ -178,6 +223,8 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
         arguments=(trainable, frozen, groups, heard),
         keywords={},
         runs=work.parts * config.num_iterations,
+        routed_share=routed,
+        inputs=(groups, heard),
         beside=gradients if work.parts > 1 else (),
     )
     yield Program(
@@ -186,7 +233,21 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
         arguments=(learner.abstract_state(trainable), gradients),
         keywords={},
         runs=config.num_iterations,
+        inputs=gradients,
     )
+
+
+def _routed_share(session: Session, tokens: int) -> float:
+    """Tokens that travel meet at every device that has experts; where experts travel, each device has all of them."""
+    shards = session.mesh.shape["expert"]
+    travel = tokens_travel(session.spec.decoder, tokens // batch_shards(session.mesh), shards)
+    return 1 / shards if travel else 1.0
+
+
+def _gradients(trainable: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        key: jax.ShapeDtypeStruct(value.shape, jnp.float32, sharding=value.sharding) for key, value in trainable.items()
+    }
 
 
 def _loss(session: Session) -> Any:
@@ -211,9 +272,7 @@ def _groups(session: Session, work: Workload, count: int) -> GroupBatch:
 
 
 def _prompts(session: Session, work: Workload, count: int) -> PromptBatch:
-    return PromptBatch(
-        _shared(session, (count, work.prompt_length), jnp.int32), _shared(session, (count,), jnp.int32)
-    )
+    return PromptBatch(_shared(session, (count, work.prompt_length), jnp.int32), _shared(session, (count,), jnp.int32))
 
 
 def _audio(session: Session, work: Workload, count: int | None = None) -> AudioBatch:

@@ -1,0 +1,118 @@
+import dataclasses
+import json
+import math
+from xml.etree import ElementTree
+
+import pytest
+
+from audio_grpo.config import Config, initialize
+from audio_grpo.errors import UserError
+from audio_grpo.plan import Planner, RunPlan, limits, plan_chart, plan_json, plan_text, remedies
+from audio_grpo.training.memory import GIB
+from small_model import SMALL
+
+SIZES = SMALL | {
+    "num_experts": 4,
+    "moe_mlp_dim": 128,
+    "emb_dim": 128,
+    "output_dim_for_audio": 128,
+    "audio_max_seconds": 3,
+    "vocab_size": 1024,
+}
+KEYS = [f"{key}={value}" for key, value in SIZES.items() if value != ""]
+PHASES = ["tower", "prefill", "decode burst", "scoring", "gradients", "update"]
+
+
+def config_of(*changes: str):
+    return initialize(["tiny", *KEYS, *changes])
+
+
+@pytest.fixture(scope="module")
+def local() -> tuple[Planner, RunPlan]:
+    planner = Planner(None, config_of("ici_fsdp_parallelism=2", "ici_expert_parallelism=2"))
+    return planner, planner.plan()
+
+
+def with_memory(plan: RunPlan, memory: float) -> RunPlan:
+    return dataclasses.replace(plan, chip=dataclasses.replace(plan.chip, memory=int(memory)))
+
+
+def test_every_program_of_a_step_is_planned_on_this_machines_devices(local):
+    _, plan = local
+    assert [program.phase for program in plan.programs] == PHASES
+    assert plan.mesh == {"data": 1, "fsdp": 2, "expert": 2, "tensor": 1} and plan.chips == 4
+    assert plan.fits and math.isfinite(plan.step_seconds) and plan.tokens_per_second > 0
+    for program in plan.programs:
+        assert program.cost is not None and program.roofline is not None
+        assert program.total == program.held + program.made
+        assert program.held >= sum(plan.kept.values())
+
+
+def test_a_tpu_slice_is_planned_without_a_tpu():
+    plan = Planner("v5e-4", config_of("ici_fsdp_parallelism=1", "ici_expert_parallelism=4")).plan()
+    assert plan.topology == "v5e-4" and plan.chip.name == "v5e" and plan.fits
+    burst = next(program for program in plan.programs if program.phase == "decode burst")
+    assert burst.cost is not None and len(burst.cost.guessed_loops) == 1
+    # Tokens travel to their experts and back.
+    assert burst.cost.sent > 0
+
+
+def test_the_largest_batch_is_the_one_whose_compilation_fills_the_memory(local):
+    planner, plan = local
+    batch = planner.config.per_device_batch_size
+    larger = Config.model_validate(planner.config.model_dump() | {"per_device_batch_size": 6 * batch})
+    full = with_memory(plan, planner.plan(larger, phases=["gradients"]).peak.total)
+    found = {limit.key: limit for limit in limits(planner, planner.config, full)}
+    assert found["per_device_batch_size"].largest == pytest.approx(6 * batch, rel=0.1)
+    assert found["max_slots"].largest > found["max_slots"].now == planner.config.max_slots
+    assert found["audio_max_seconds"].largest > found["audio_max_seconds"].now == 3
+
+
+def test_what_does_not_fit_says_what_would(local):
+    planner, plan = local
+    tight = with_memory(plan, 0.6 * plan.peak.total)
+    assert not tight.fits
+    told = "\n".join(remedies(planner.config, tight))
+    assert f"{plan.peak.phase} needs" in told
+    assert "grpo_beta=0" in told and "lora_rank=16" in told
+    assert not list(remedies(planner.config, plan))
+
+
+def test_a_slice_that_holds_it_is_named():
+    planner = Planner("v5e-1", config_of())
+    plan = planner.plan(phases=["update"])
+    kept = dataclasses.replace(plan, kept=dict.fromkeys(plan.kept, 30 * GIB))
+    told = "\n".join(remedies(planner.config, with_memory(kept, 15 * GIB)))
+    assert told == "", "what the compiler counted fits"
+    (program,) = plan.programs
+    large = dataclasses.replace(kept, programs=(dataclasses.replace(program, held=90 * GIB),))
+    # 90 GiB over chips of 15.75, a fifth of each left free: eight.
+    assert "v5e-8 is the smallest slice" in "\n".join(remedies(planner.config, large))
+
+
+def test_the_plan_is_told_as_text_json_and_picture(local):
+    _, plan = local
+    text = plan_text(plan, [], ["do this"])
+    assert all(f"| {phase} |" in text for phase in PHASES)
+    assert text.endswith("fits\ndo this")
+    told = json.loads(json.dumps(plan_json(plan, [], [])))
+    assert told["fits"] and [program["phase"] for program in told["programs"]] == PHASES
+    assert told["programs"][0]["arguments"] == plan.programs[0].cost.arguments
+    root = ElementTree.fromstring(plan_chart(plan))
+    words = "".join(root.itertext())
+    assert all(phase in words for phase in PHASES)
+
+
+def test_a_refused_program_is_told_not_hidden(local):
+    _, plan = local
+    refused = dataclasses.replace(plan.programs[4], held=0, made=99 * GIB, cost=None, roofline=None)
+    broken = dataclasses.replace(plan, programs=(*plan.programs[:4], refused))
+    assert not broken.fits and math.isnan(broken.step_seconds)
+    assert "refused by the compiler" in plan_text(broken, [], [])
+    assert plan_json(broken, [], [])["step_seconds"] is None
+    assert "refused" in plan_chart(broken)
+
+
+def test_a_run_that_samples_nothing_is_not_planned():
+    with pytest.raises(UserError, match="use_grpo is false"):
+        Planner(None, config_of("use_grpo=false"))
