@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check parity checkpoints lock clean
+.PHONY: install demo test check parity plans plan-tables checkpoints lock clean
 .DEFAULT_GOAL := install
 
 # Everything pinned and hashed; the package itself is installed in place.
@@ -36,6 +36,14 @@ parity: .parity/installed
 	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps torch==2.13.0+cpu
 	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# The 30B model's programs compiled for a v4-8 without one, and held to what is promised of them.
+plans: install
+	$(BIN)/python -m pytest plans -n 0
+
+# Writes docs/plans.md again: all plans of the page, half an hour on two cores.
+plan-tables: install
+	$(BIN)/python scripts/plan_tables.py
 
 # Random checkpoints of true shapes (12 GB of disk): made, read, used, written; AUDIO=clip.wav is transcribed.
 checkpoints: install

@@ -18,7 +18,9 @@ CHUNK_SIZES = (1, 4, 7, 11, 18, POSITIONS - 1, POSITIONS, 10 * POSITIONS)
 
 def scores_of(hidden, head, targets, temperature, chunk_size, mesh=None):
     flat = (hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1))
-    scores = vocabulary_scores(*flat, temperature=temperature, chunk_size=chunk_size, place=Placement(mesh, MANY_TOKENS))
+    scores = vocabulary_scores(
+        *flat, temperature=temperature, chunk_size=chunk_size, place=Placement(mesh, MANY_TOKENS)
+    )
     return TokenScores(*(x.reshape(targets.shape) for x in scores))
 
 

@@ -1,12 +1,15 @@
-"""GRPO steps of the tiny model in processes of their own, with as many CPU devices as one likes.
+"""GRPO runs of the tiny model in processes of their own, with as many CPU devices as one likes.
 
-Tests call `grpo_steps`; each process runs this file, and prints what it knows of each step as a JSON line.
+Tests call `grpo_runs`; each process runs this file, and prints what it knows of each step as a JSON line.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from several_processes import run_processes
 
@@ -20,27 +23,47 @@ class Step(NamedTuple):
     clips: list[str]
 
 
-def grpo_steps(folder: Path, *, devices: int, processes: int = 1, **changes: Any) -> list[list[Step]]:
-    """Train on `folder`/data by `tiny_config` with `changes`; returns every process's steps.
+class Runs(NamedTuple):
+    """What one process knows of all runs."""
 
-    Each process has `devices` CPU devices. Programs are kept in `folder`/programs.
+    steps: dict[str, list[Step]]
+    """By the run's name."""
+    errors: str
+    """What it wrote on standard error."""
+
+
+def grpo_runs(folder: Path, runs: Mapping[str, Mapping[str, Any]], *, devices: int, processes: int = 1) -> list[Runs]:
+    """Train on `folder`/data once for each of `runs`, which are changes of `tiny_config` by name, one after another.
+
+    Returns what every process, each of `devices` CPU devices, knows. Programs are kept in `folder`/programs.
     """
-    changes = {"jax_cache_dir": str(folder / "programs"), **changes}
-    ended = run_processes(__file__, str(folder), json.dumps(changes), devices=devices, processes=processes)
+    ended = run_processes(__file__, str(folder), json.dumps(runs), devices=devices, processes=processes)
     for process in ended:
         if process.status:
             raise RuntimeError(process.errors)
+    return [Runs(_steps(process.output, runs), process.errors) for process in ended]
+
+
+def assert_alike(ours: list[Step], theirs: list[Step]) -> None:
+    """The same clips and tokens, and the same metrics within float32's rounding."""
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.clips, one.tokens) == (other.clips, other.tokens)
+        assert one.metrics == pytest.approx(other.metrics, rel=1e-4, abs=1e-4)
+
+
+def _steps(output: str, names: Mapping[str, Any]) -> dict[str, list[Step]]:
     # Gloo tells of its connections on standard output too.
-    lines = [[line for line in process.output.splitlines() if line.startswith("{")] for process in ended]
-    return [[Step(**json.loads(line)) for line in of_process] for of_process in lines]
+    told = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return {name: [Step(**line["step"]) for line in told if line["run"] == name] for name in names}
 
 
-def _run(folder: str, changes: str) -> None:
+def _run(folder: str, runs: str) -> None:
     from tiny_runs import TIMINGS, tiny_config
 
     from audio_grpo.training import grpo_loop
 
-    step, sample, sampled = grpo_loop.grpo_step, grpo_loop.generate_completions, []
+    step, sample, sampled = grpo_loop.grpo_step, grpo_loop.sample, []
 
     def sampling(*args: Any) -> Any:
         sampled.append(sample(*args))
@@ -54,11 +77,13 @@ def _run(folder: str, changes: str) -> None:
             if name not in TIMINGS and not name.startswith("seconds/")
         }
         told = Step(metrics, sampled[-1].tokens.tolist(), batch["id"])
-        print(json.dumps(told._asdict()), flush=True)
+        print(json.dumps({"run": trainer.session.config.run_name, "step": told._asdict()}), flush=True)
         return result
 
-    grpo_loop.generate_completions, grpo_loop.grpo_step = sampling, telling
-    grpo_loop.train_loop(tiny_config(Path(folder), **json.loads(changes)))
+    grpo_loop.sample, grpo_loop.grpo_step = sampling, telling
+    shared = {"jax_cache_dir": f"{folder}/programs"}
+    for name, changes in json.loads(runs).items():
+        grpo_loop.train_loop(tiny_config(Path(folder), run_name=name, **shared, **changes))
 
 
 if __name__ == "__main__":

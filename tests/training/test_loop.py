@@ -10,16 +10,15 @@ from tiny_runs import kept_programs, metrics_of, tiny_config, with_tones
 
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import Rollout
-from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.rewards import resolve_reward
-from audio_grpo.training import grpo_loop, session, setup_train_loop, sft_loop, train_loop
+from audio_grpo.training import grpo_loop, loop, setup_train_loop, sft_loop, train_loop
 from audio_grpo.training.batches import audio_of, place
 from audio_grpo.training.checkpoints import latest_step
 from audio_grpo.training.grpo_loop import grpo_step, learner_batch
 from audio_grpo.training.json_lines import JsonLinesFile
 from audio_grpo.training.loop import gradients, score
 from audio_grpo.training.run_folder import RunFolder
-from audio_grpo.training.session import create_session
+from audio_grpo.training.session import create_grpo_session, create_session
 from audio_grpo.training.weights import run_weights, starting_weights
 
 # The package's attribute of this name is the function.
@@ -190,15 +189,15 @@ def on_mesh(folder):
         keys = {f"ici_{axis}_parallelism": sizes.get(axis, 1) for axis in ("data", "fsdp", "tensor")}
         name = "-".join(f"{axis}{size}" for axis, size in sizes.items())
         config = plain(folder, run_name=name, steps=3, per_device_batch_size=4 / devices, **keys)
-        sampled, sample = [], grpo_loop.generate_completions
+        sampled, sample = [], grpo_loop.sample
 
         def noting(*args):
             sampled.append(sample(*args))
             return sampled[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(session, "create_mesh", partial(create_mesh, devices=jax.devices()[:devices]))
-            patch.setattr(grpo_loop, "generate_completions", noting)
+            patch.setattr(loop, "create_grpo_session", partial(create_grpo_session, devices=jax.devices()[:devices]))
+            patch.setattr(grpo_loop, "sample", noting)
             metrics = metrics_of(train_loop(config))
         return metrics, [rollout.tokens for rollout in sampled]
 

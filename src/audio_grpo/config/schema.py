@@ -203,10 +203,12 @@ class RolloutKeys(_Section):
     """Tokens decoded in one dispatch before the host looks for finished completions."""
     inference_rollouts: Literal[1] = 1
     """Rollout and learning share their weights, so every rollout uses the newest."""
-    inference_devices_per_replica: Positive = 4
-    """Taken from MaxText's files; rollout and learning share all devices whatever it says."""
+    inference_devices_per_replica: Positive | None = None
+    """Times `inference_replicas`: devices that only sample, while the others only learn; they take turns. Where the
+    product is all devices or more, or this is null, every device does both. Supervised training and evaluation have
+    no use for it."""
     inference_replicas: Positive = 1
-    """As `inference_devices_per_replica`."""
+    """Copies of the weights on the devices that only sample; each is cut over `inference_devices_per_replica`."""
 
 
 class GrpoKeys(_Section):
@@ -246,7 +248,8 @@ class BatchKeys(_Section):
     """How much is learned from at once."""
 
     per_device_batch_size: Annotated[float, Field(gt=0)] = 2
-    """Prompts per device in one forward and backward pass; a fraction where tensor parallelism shares prompts."""
+    """Prompts per device that learns in one forward and backward pass; a fraction where tensor parallelism shares
+    prompts. Times those devices and `gradient_accumulation_steps`, it is the prompts of a step."""
     gradient_accumulation_steps: Positive = 1
     enable_dropout: Literal[False] = False
     """The published models have none."""
@@ -383,6 +386,11 @@ class Config(
                 self.reward_weights is None or len(self.reward_weights) == len(self.reward_functions),
                 f"reward_weights has {len(self.reward_weights or [])} entries for {len(self.reward_functions)} "
                 "reward_functions: give one for each",
+            ),
+            (
+                self.inference_replicas == 1 or self.inference_devices_per_replica is not None,
+                f"inference_replicas {self.inference_replicas} needs inference_devices_per_replica: give the number of "
+                "devices that share one replica's weights",
             ),
             (
                 self.audio_min_seconds <= self.audio_max_seconds,

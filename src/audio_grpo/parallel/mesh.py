@@ -119,13 +119,15 @@ def weight_sharding(
 def _check_divides(mesh: Mesh, name: str, logical: str | None, size: int, axes: Sequence[str]) -> None:
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if size % parts:
-        keys = " x ".join(f"{axis} parallelism {mesh.shape[axis]}" for axis in axes)
-        divisors = [n for n in range(1, size + 1) if size % n == 0]
-        below = max(n for n in divisors if n < parts)
-        above = [min(n for n in divisors if n > parts)] if size > parts else []
+        common = math.gcd(size, mesh.size)
+        possible = [n for n in range(1, common + 1) if common % n == 0]
+        nearest = [*[n for n in possible if n < parts][-1:], *[n for n in possible if n > parts][:1]]
+        sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+        keys = " or ".join(f"ici_{axis}_parallelism" for axis in axes)
         raise UserError(
-            f"{name}: {size} {logical} do not divide over {keys}; the nearest products that work are "
-            f"{' and '.join(map(str, [below, *above]))}: change ici_{axes[0]}_parallelism."
+            f"{name}: {size} {logical} can not be cut into {parts} equal parts ({sizes}); of the ways to share out "
+            f"{mesh.size} devices the nearest are {' and '.join(map(str, nearest))}: change {keys} (or dcn_*, where it "
+            "spans slices), and let ici_data_parallelism take the devices that are left."
         )
 
 

@@ -17,7 +17,7 @@ from audio_grpo.plan.roofline import Roofline, roofline
 from audio_grpo.plan.topology import Topology, compile_ahead, parse_topology, topology_devices
 from audio_grpo.training.memory import bytes_per_device
 from audio_grpo.training.programs import Program, Workload, resident, run_programs, workload_of
-from audio_grpo.training.session import Session, create_session
+from audio_grpo.training.session import Session, create_grpo_session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class Planner:
 
     def session(self, config: Config) -> Session:
         """The configuration's model on the planned devices."""
-        return create_session(config, self._devices)
+        return create_grpo_session(config, self._devices)
 
     def plan(self, config: Config | None = None, *, phases: Sequence[str] = ()) -> RunPlan:
         """Compile the programs of a configuration, that of the planner by default; of some phases alone if named."""
@@ -133,10 +133,13 @@ class Planner:
             work=work,
             kept=sizes,
             cache=max((bytes_per_device(x.cache) for x in programs), default=0),
-            programs=tuple(self._compile(session, program, sum(sizes.values())) for program in programs),
+            programs=tuple(
+                self._compile(program, sum(sizes.values()) if program.session is session else _of_sampler(program))
+                for program in programs
+            ),
         )
 
-    def _compile(self, session: Session, program: Program, kept: int) -> ProgramPlan:
+    def _compile(self, program: Program, kept: int) -> ProgramPlan:
         held = kept + bytes_per_device((program.inputs, program.cache, program.beside))
         traced = program.trace()
         try:
@@ -145,12 +148,14 @@ class Planner:
             return ProgramPlan(
                 phase=program.phase, runs=program.runs, held=0, made=_refused_size(error), cost=None, roofline=None
             )
-        device = session.mesh.devices.flat[0]
+        mesh = program.session.mesh
         cost = program_cost(
             traced.jaxpr,
             compiled,
-            chips=session.mesh.size,
-            counting=Counting(platform=device.platform, while_steps=program.turns, routed_share=program.routed_share),
+            chips=mesh.size,
+            counting=Counting(
+                platform=mesh.devices.flat[0].platform, while_steps=program.turns, routed_share=program.routed_share
+            ),
         )
         return ProgramPlan(
             phase=program.phase,
@@ -160,6 +165,11 @@ class Planner:
             cost=cost,
             roofline=roofline(cost, self.chip),
         )
+
+
+def _of_sampler(program: Program) -> int:
+    """Samplers that do not learn keep the weights alone."""
+    return bytes_per_device(program.session.abstract_weights)
 
 
 def _refused_size(error: Exception) -> int:

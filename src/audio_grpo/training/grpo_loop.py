@@ -1,9 +1,11 @@
 """GRPO: sample, score, learn."""
 
+import sys
 import time
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float32
 
@@ -19,6 +21,9 @@ from audio_grpo.grpo import (
     token_weights,
 )
 from audio_grpo.grpo.learner import Heard
+from audio_grpo.parallel.mesh import batch_sharding
+from audio_grpo.parallel.moving import moved
+from audio_grpo.parallel.processes import is_first
 from audio_grpo.rewards import EditCounts, RewardFunction, RewardTable, resolve_reward
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import ScoredAnswer
@@ -29,9 +34,14 @@ from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.telemetry import SampledCompletion
 from audio_grpo.types import GroupBatch
 
+_TIMED = ("weights", "rollout", "rewards", "learn")
+
 
 def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
-    """Build a GRPO run: weights, reference, optimizer, data, and the engine that samples from the same weights."""
+    """Build a GRPO run: weights, reference, optimizer, data, and the engine that samples from the same weights.
+
+    Devices that only sample get a copy of them all.
+    """
     trainer = create_trainer(
         config,
         "grpo",
@@ -39,9 +49,12 @@ def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
         temperature=config.decode_sampling_temperature,
         with_reference=config.grpo_beta > 0,
     )
-    session = trainer.session
-    engine = OfflineEngine(config, trainer.weights, mesh=session.mesh, special=session.special)
-    return trainer, engine
+    sampler, weights = trainer.session.sampler, trainer.weights
+    if sampler is not None:
+        shardings = sampler.shardings
+        weights = {key: moved(value, shardings[key]) for key, value in weights.items()}
+    session = sampler or trainer.session
+    return trainer, OfflineEngine(config, weights, mesh=session.mesh, special=session.special)
 
 
 def loss_settings(config: Config) -> LossSettings:
@@ -52,6 +65,9 @@ def loss_settings(config: Config) -> LossSettings:
 def train_loop(config: Config) -> RunFolder:
     """Train from the configuration's start, or from the newest checkpoint of its run, to its last step."""
     trainer, engine = setup_train_loop(config)
+    if is_first():
+        all_do_both = " sample and learn by turns" if trainer.session.sampler is None else ""
+        print(f"{trainer.session.devices}{all_do_both}.", file=sys.stderr)
     rewards = [resolve_reward(name) for name in config.reward_functions]
 
     def step(trainer: Trainer, batch: dict[str, Any], number: int) -> StepResult:
@@ -62,10 +78,28 @@ def train_loop(config: Config) -> RunFolder:
 
 def generate_completions(trainer: Trainer, engine: OfflineEngine, batch: dict[str, Any], step: int) -> Rollout:
     """Sample G completions for each of the batch's clips from the weights as they are now."""
+    move_weights(trainer, engine)
+    return sample(trainer, engine, batch, step)
+
+
+def move_weights(trainer: Trainer, engine: OfflineEngine) -> None:
+    """Give the engine the weights as they are now; devices that only sample are sent those that learn."""
+    if trainer.session.sampler is None:
+        engine.weights = trainer.weights
+        return
+    learned, before = trainer.state.trainable, engine.weights
+    shardings = {key: before[key].sharding for key in learned}
+    # Those of the step before go first: there may not be room for both.
+    engine.weights = before = {key: value for key, value in before.items() if key not in learned}
+    sent = {key: moved(value, shardings[key]) for key, value in learned.items()}
+    engine.weights = jax.block_until_ready({**before, **sent})
+
+
+def sample(trainer: Trainer, engine: OfflineEngine, batch: dict[str, Any], step: int) -> Rollout:
+    """Sample G completions for each of the batch's clips from the engine's weights."""
     config = trainer.session.config
-    engine.weights = trainer.weights
     prompts = prompts_of(batch, config.prompt_column)
-    audio = place(trainer.session.mesh, audio_of(batch))
+    audio = place((trainer.session.sampler or trainer.session).mesh, audio_of(batch))
     return generate_offline_completions(engine, prompts, audio, batch["id"], seed=_step_seed(config.seed, step))
 
 
@@ -74,7 +108,9 @@ def grpo_step(
 ) -> StepResult:
     """Sample, score and learn from one batch."""
     clock = [time.perf_counter()]
-    rollout = generate_completions(trainer, engine, batch, step)
+    move_weights(trainer, engine)
+    clock.append(time.perf_counter())
+    rollout = sample(trainer, engine, batch, step)
     clock.append(time.perf_counter())
     table, answers = judge(trainer.session, rewards, batch, rollout)
     total = table.total(trainer.session.config.reward_weights)
@@ -91,7 +127,7 @@ def grpo_step(
         **aux.means(),
         "grad_norm": norm,
         "num_tokens": float(rollout.mask.sum() + batch[f"{trainer.session.config.prompt_column}_true_length"].sum()),
-        **{f"seconds/{name}": float(s) for name, s in zip(("rollout", "rewards", "learn"), seconds, strict=True)},
+        **{f"seconds/{name}": float(s) for name, s in zip(_TIMED, seconds, strict=True)},
     }
     return StepResult(metrics, _shown_completions(trainer, batch, rollout, table, total, advantages, answers, step))
 
@@ -118,8 +154,9 @@ def learner_batch(
         token_weights=token_weights(rollout.mask, config.loss_type),
         sampler_log_probs=rollout.log_probs,
     )
-    # A tower that learns must hear within the update; a frozen one has heard already.
-    heard = rollout.heard if config.freeze_audio_encoder_params else audio_of(batch)
+    # A tower that learns must hear within the update; a frozen one has heard already, perhaps on other devices.
+    frozen = config.freeze_audio_encoder_params
+    heard = moved(rollout.heard, batch_sharding(trainer.session.mesh)) if frozen else audio_of(batch)
     if trainer.reference is not None:
         reference = score(trainer, trainer.reference, groups, heard)
         groups = groups._replace(reference_log_probs=reference)

@@ -2,31 +2,31 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from audio_grpo.config import Config, to_yaml
 from audio_grpo.data import AudioDataIterator, create_audio_data_iterator
 from audio_grpo.data.pipeline import prompts_per_step
 from audio_grpo.errors import UserError
-from audio_grpo.grpo import Learner, TrainState, init_train_state
-from audio_grpo.parallel.mesh import replicated
+from audio_grpo.grpo import Learner, TrainState
+from audio_grpo.parallel.mesh import batch_shards
 from audio_grpo.parallel.processes import gather, host_value, is_first, start_processes
 from audio_grpo.training.batches import check_divides, join_parts, place_parts, reading_share
 from audio_grpo.training.checkpoints import Checkpoints
 from audio_grpo.training.evaluate import Evaluator
 from audio_grpo.training.journal import Journal
-from audio_grpo.training.optimizer import create_optimizer, learning_rate_schedule
+from audio_grpo.training.memory import check_fits
+from audio_grpo.training.optimizer import learning_rate_schedule
+from audio_grpo.training.programs import create_learner
 from audio_grpo.training.run_folder import RunFolder
-from audio_grpo.training.session import Session, create_session
+from audio_grpo.training.session import Session, create_grpo_session, create_session
 from audio_grpo.training.telemetry import Phase, SampledCompletion
 from audio_grpo.training.weights import starting_weights
 from audio_grpo.types import GroupBatch
@@ -64,9 +64,11 @@ class StepResult:
 def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: float, with_reference: bool) -> Trainer:
     """Build a phase from its starting weights, without looking for a checkpoint of its own; writes nothing."""
     start_processes()
-    session = create_session(config)
-    # Before the weights, which may take minutes: a batch that does not fit and data that can not be read.
+    session = create_grpo_session(config) if phase == "grpo" else create_session(config)
+    # Before the weights, which may take minutes: what does not divide or fit, and data that can not be read.
     check_divides(session.mesh, config.per_device_batch_size * session.mesh.size)
+    _check_samplers_divide(session)
+    check_fits(session, with_reference=with_reference)
     shown = -(-config.log_completions // config.num_generations) if phase == "grpo" else 0
     share = reading_share(session.mesh, prompts_per_step(config, session.mesh.size), samples=shown)
     data = create_audio_data_iterator(config, session.mesh, share)
@@ -86,31 +88,17 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
     )
 
 
-def create_learner(session: Session, phase: Phase, loss_fn: Any, *, temperature: float) -> Learner:
-    """The programs of a phase's updates; touches no weight."""
-    config = session.config
-    optimizer = create_optimizer(config, config.num_iterations if phase == "grpo" else 1)
-    return Learner(
-        session.spec,
-        optimizer,
-        loss_fn,
-        audio_pad=session.special.audio_pad,
-        temperature=temperature,
-        chunk_size=config.logits_chunk_size,
-        shardings=_state_shardings(session, optimizer),
-    )
-
-
-def _state_shardings(session: Session, optimizer: Any) -> Any:
-    """A sharding for each array of the state: moments and master weights lie where their weights do."""
-
-    def sharding(path: Sequence[Any], _: Any) -> NamedSharding:
-        keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        return session.shardings[keys[-1]] if keys else replicated(session.mesh)
-
-    trainable = {key: weight for key, weight in session.abstract_weights.items() if key in session.trainable}
-    state = jax.eval_shape(partial(init_train_state, optimizer=optimizer), trainable)
-    return jax.tree_util.tree_map_with_path(sharding, state)
+def _check_samplers_divide(session: Session) -> None:
+    """Raise UserError unless a step's prompts can be shared out over the devices that only sample."""
+    if session.sampler is None:
+        return
+    prompts, shards = prompts_per_step(session.config, session.mesh.size), batch_shards(session.sampler.mesh)
+    if prompts % shards:
+        raise UserError(
+            f"A step of {prompts} prompts ({session.mesh.size} devices learn) does not divide over the {shards} "
+            "devices that sample: set per_device_batch_size or gradient_accumulation_steps so that its prompts are a "
+            f"multiple of {shards}, or change inference_devices_per_replica."
+        )
 
 
 def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[Any, float]:

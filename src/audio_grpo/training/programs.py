@@ -59,6 +59,8 @@ class Program:
 
     phase: str
     """E.g. "prefill"."""
+    session: Session
+    """Whose devices it runs on: the learners' or the samplers', where these are apart."""
     program: Any
     """As `jax.jit` returned it."""
     arguments: tuple[Abstract, ...]
@@ -99,6 +101,7 @@ def workload_of(session: Session) -> Workload:
     """One step of the session's run at its largest: clips of `audio_max_seconds`, completions of full length."""
     config = session.config
     prompts = prompts_per_step(config, session.mesh.size)
+    sampler = session.sampler or session
     settings = engine_settings(config)
     return Workload(
         prompts=prompts,
@@ -107,14 +110,14 @@ def workload_of(session: Session) -> Workload:
         frames=padded_frames(config.audio_max_seconds, config.max_prefill_predict_length),
         prompt_length=config.max_prefill_predict_length,
         completion_length=config.max_completion_length,
-        shape=workload_shape(settings, batch_shards(session.mesh), prompts, config.num_generations),
+        shape=workload_shape(settings, batch_shards(sampler.mesh), prompts, config.num_generations),
     )
 
 
 def run_programs(session: Session) -> Iterator[Program]:
     """The programs of a GRPO step in their order."""
     work = workload_of(session)
-    yield from _rollout_programs(session, work)
+    yield from _rollout_programs(session.sampler or session, work)
     yield from _learner_programs(session, work)
 
 
@@ -132,7 +135,7 @@ class Resident:
 
 
 def resident(session: Session) -> Resident:
-    """What a GRPO run keeps from its first step to its last."""
+    """What a GRPO run keeps from its first step to its last on its learners' devices."""
     weights = session.abstract_weights
     learner = create_learner(session, "grpo", _loss(session), temperature=1.0)
     trainable = {key: value for key, value in weights.items() if key in session.trainable}
@@ -148,6 +151,7 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     heard = _heard(session, work, work.prompts)
     yield Program(
         phase="tower",
+        session=session,
         program=programs.hear,
         arguments=(weights, audio := _audio(session, work)),
         keywords={},
@@ -161,6 +165,7 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     }
     yield Program(
         phase="prefill",
+        session=session,
         program=programs.prefill,
         arguments=(),
         keywords={"weights": weights, "state": state, **inputs},
@@ -174,6 +179,7 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     waves = -(-work.prompts * work.generations // shape.slots)
     yield Program(
         phase="decode burst",
+        session=session,
         program=programs.burst,
         arguments=(
             weights,
@@ -207,6 +213,7 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
     if scored:
         yield Program(
             phase="scoring",
+            session=session,
             program=learner.score_program,
             arguments=(weights, groups, heard),
             keywords={},
@@ -219,6 +226,7 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
     }
     yield Program(
         phase="gradients",
+        session=session,
         program=learner.gradients_program,
         arguments=(trainable, frozen, groups, heard),
         keywords={},
@@ -229,6 +237,7 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
     )
     yield Program(
         phase="update",
+        session=session,
         program=learner.apply_program,
         arguments=(learner.abstract_state(trainable), gradients),
         keywords={},

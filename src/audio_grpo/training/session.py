@@ -1,7 +1,7 @@
 """What every verb that runs the model stands on: mesh, sizes, weight table, tokenizer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from audio_grpo.model.spec import ThinkerSpec, resolve_dtype, thinker_spec
 from audio_grpo.model.table import Table, sharding_of
 from audio_grpo.model.thinker import thinker_table
 from audio_grpo.parallel.mesh import create_mesh
+from audio_grpo.parallel.roles import create_roles
 from audio_grpo.text import ReasoningTags, Tokenizer, load_tokenizer
 from audio_grpo.types import SpecialTokens
 
@@ -33,6 +34,8 @@ class Session:
     """LoRA weights that the configuration adds."""
     tokenizer: Tokenizer
     special: SpecialTokens
+    sampler: "Session | None" = None
+    """The same on the devices that only sample; None where there are none, so that all that learn sample too."""
 
     @property
     def table(self) -> Table:
@@ -73,15 +76,46 @@ class Session:
 
     @property
     def devices(self) -> str:
-        """Number and kind, e.g. "4 x TPU v4"."""
-        return f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
+        """Number and kind, e.g. "4 x TPU v4" or "2 x TPU v4 learn, 2 x TPU v4 sample"."""
+        own = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
+        return own if self.sampler is None else f"{own} learn, {self.sampler.devices} sample"
 
 
 def create_session(config: Config, devices: Sequence[Any] | None = None) -> Session:
     """Build a configuration's model on given devices, all that are present by default."""
+    return _session(config, create_mesh(config, devices))
+
+
+def create_grpo_session(config: Config, devices: Sequence[Any] | None = None) -> Session:
+    """As `create_session`, but without the devices that only sample, which are its `sampler`'s.
+
+    Raises:
+        UserError: the devices can not be parted, or the weights not be cut over those that sample.
+    """
+    roles = create_roles(config, devices)
+    session = _session(config, roles.learners)
+    if roles.samplers is None:
+        return session
+    sampler = replace(session, mesh=roles.samplers, spec=thinker_spec(config, roles.samplers))
+    _check_can_be_cut(sampler)
+    return replace(session, sampler=sampler)
+
+
+def _check_can_be_cut(sampler: Session) -> None:
+    try:
+        for key, weight in sampler.table.items():
+            sharding_of(sampler.mesh, key, weight)
+    except UserError as error:
+        raise UserError(
+            "The weights can not be cut over the devices of a replica that samples: change "
+            "inference_devices_per_replica, which is to them what ici_* keys are to the devices that learn. "
+            f"{error}"
+        ) from error
+
+
+def _session(config: Config, mesh: Mesh) -> Session:
     if config.jax_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(config.jax_cache_dir).expanduser()))
-    mesh = create_mesh(config, devices)
     spec = thinker_spec(config, mesh)
     tokenizer = load_tokenizer(config.tokenizer_path)
     special = tokenizer.special_tokens(config.decoder_block, config.vocab_size)
