@@ -74,6 +74,9 @@ class Completion:
     """Without padding, the stop token included."""
     logprobs: Float32[np.ndarray, "C"]
     """Natural logarithm of each token's probability under the tempered full distribution."""
+    log_kept: Float32[np.ndarray, "C"]
+    """Log of the share of that distribution that could be drawn (allowed tokens, top-k, top-p, min-p): `logprobs` less
+    this is the log-probability of the draw itself."""
     finish_reason: FinishReason
     """"stop": a stop token came; "length": the budget of tokens was used up first."""
 
@@ -84,6 +87,9 @@ class RequestResult:
 
     id: str
     completions: tuple[Completion, ...]
+    """Empty where the request failed."""
+    error: str | None = None
+    """Why it failed."""
 
 
 class AudioBatch(NamedTuple):

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -6,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audio_grpo.errors import UserError
 from audio_grpo.grpo import compute_log_probs
 from audio_grpo.model import thinker
 from audio_grpo.model.spec import thinker_spec
@@ -113,7 +113,9 @@ def test_a_clip_is_heard_and_its_prompt_prefilled_once_whatever_g(model):
     programs = engine._programs
     hear, prefill = programs.hear, programs.prefill
     programs.__dict__["hear"] = lambda w, audio: heard.append(audio.features.shape[0]) or hear(w, audio)
-    programs.__dict__["prefill"] = lambda **k: prefilled.extend(r for r in k["rows"].flat if r < 2) or prefill(**k)
+    programs.__dict__["prefill"] = lambda w, state, new: (
+        prefilled.extend(r for r in new.row.flatten() if r < 2) or prefill(w, state, new)
+    )
     engine.batch_inference(REQUESTS)
     assert sum(heard) == len(REQUESTS)
     assert len(prefilled) == len(REQUESTS)
@@ -147,17 +149,18 @@ def test_no_requests_give_no_results(sampled):
     assert sampled[0].batch_inference([]) == []
 
 
-def test_placeholders_that_do_not_match_the_audio_are_refused(sampled):
+def test_a_request_whose_placeholders_do_not_match_its_audio_fails_alone(sampled):
     wrong = replace(
         REQUESTS[0], tokens=np.append(REQUESTS[0].tokens, AUDIO_PAD), true_length=len(REQUESTS[0].tokens) + 1
     )
-    with pytest.raises(UserError, match=r"r57 has 9 audio placeholders .* give 8 audio tokens"):
-        sampled[0].batch_inference([wrong])
+    failed, answered = sampled[0].batch_inference([wrong, REQUESTS[1]])
+    assert not failed.completions and re.search(r"r57 has 9 audio placeholders .* give 8 audio tokens", failed.error)
+    assert tokens_of([answered]) == tokens_of(sampled[1][1:2]) and answered.error is None
 
 
 def test_a_prompt_that_is_too_long_is_refused(sampled):
-    with pytest.raises(UserError, match=r"long.*true_length .*40"):
-        sampled[0].batch_inference([request_of("long", 100, text=60)])
+    (failed,) = sampled[0].batch_inference([request_of("long", 100, text=60)])
+    assert re.search(r"long.*true_length .*40", failed.error)
 
 
 def test_audio_mask_and_padding_of_features_change_nothing(sampled):

@@ -1,56 +1,56 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio_grpo.rollout.scheduler import Scheduler, membership
+from audio_grpo.rollout.scheduler import Scheduler
 
 
 @given(
     parts=st.integers(1, 3),
-    slots=st.integers(1, 12),
-    rows=st.integers(1, 6),
+    rows=st.integers(1, 4),
     prompts=st.integers(0, 15),
-    generations=st.integers(1, 6),
+    generations=st.integers(1, 3),
     data=st.data(),
 )
-def test_every_completion_runs_once_and_reads_its_own_prompt(parts, slots, rows, prompts, generations, data):
-    width, sizes = min(generations, slots), {"slots": slots * parts, "rows": rows * parts, "parts": parts}
-    scheduler = Scheduler(**sizes, prompts=prompts, generations=generations)
-    cached: dict[int, int] = {}
-    done: list[tuple[int, int]] = []
+def test_every_prompt_gets_a_row_once_and_the_queue_names_it_in_order(parts, rows, prompts, generations, data):
+    scheduler = Scheduler(parts=parts, rows=parts * rows, prompts=prompts, generations=generations)
+    lined_up = [[] for _ in range(parts)]
+    seen = []
     while not scheduler.done:
-        prefills, starts = scheduler.admit()
-        for prefill in prefills:
-            assert prefill.row not in {start.row for start in scheduler.running.values()} - {
-                start.row for start in starts
-            }, "a row was overwritten while it was read"
-            cached[prefill.row] = prefill.prompt
-        assert all(cached[start.row] == start.prompt for start in scheduler.running.values())
-        assert len(scheduler.running) <= slots * parts
-        members, place = membership(scheduler.running, **sizes, width=width)
-        for slot, start in scheduler.running.items():
-            part, local = divmod(slot, slots)
-            assert start.row // rows == part
-            assert place[part, local] // width == start.row % rows
-            assert members[part].reshape(-1)[place[part, local]] == local
-        finishing = data.draw(st.sets(st.sampled_from(sorted(scheduler.running)), min_size=1))
-        done += [(start.prompt, start.sample) for start in map(scheduler.finish, finishing)]
-    assert sorted(done) == [(p, g) for p in range(prompts) for g in range(generations)]
+        for prefill in scheduler.admit():
+            lined_up[prefill.part].append(prefill.row)
+            seen.append(prefill.prompt)
+        ring, end, cancelled = scheduler.queue()
+        assert end.tolist() == [len(rows_of_part) * generations for rows_of_part in lined_up]
+        assert not cancelled.any()
+        residents = scheduler.residents
+        for part in range(parts):
+            # All that can still wait on the device: the newest prompts, as many as there are busy rows.
+            busy = sum(1 for p, _ in residents if p == part)
+            for place in range(len(lined_up[part]) - busy, len(lined_up[part])):
+                assert ring[part, place % rows] == lined_up[part][place]
+        assert len(residents) == min(parts * rows, len(residents))
+        # The device works in order, but completions of different lengths end in any order.
+        for part, row in data.draw(st.sets(st.sampled_from(sorted(residents)), min_size=1)):
+            scheduler.free(part, row)
+    assert seen == list(range(prompts))
 
 
-def test_a_prompt_is_prefilled_once_for_all_its_completions():
-    scheduler = Scheduler(slots=2, rows=2, prompts=3, generations=5)
-    prefilled = []
-    while not scheduler.done:
-        prefills, _ = scheduler.admit()
-        prefilled += [prefill.prompt for prefill in prefills]
-        scheduler.finish(next(iter(scheduler.running)))
-    assert prefilled == [0, 1, 2]
-
-
-def test_free_slots_never_wait_while_work_and_rows_are_left():
-    scheduler = Scheduler(slots=6, rows=4, prompts=10, generations=2)
+def test_a_prompt_that_waits_is_dropped_and_one_in_a_row_is_marked():
+    scheduler = Scheduler(parts=1, rows=2, prompts=3, generations=4)
     scheduler.admit()
-    assert len(scheduler.running) == 6
-    scheduler.finish(0)
+    assert scheduler.cancel(2)
+    assert not scheduler.cancel(0)
+    ring, _, cancelled = scheduler.queue()
+    assert cancelled[0].tolist() == [row == ring[0, 0] for row in range(2)]
+    for part, row in list(scheduler.residents):
+        scheduler.free(part, row)
+    assert scheduler.done
+
+
+def test_a_row_that_was_cancelled_is_free_for_the_next():
+    scheduler = Scheduler(parts=1, rows=1, prompts=2, generations=1)
     scheduler.admit()
-    assert len(scheduler.running) == 6
+    scheduler.cancel(0)
+    scheduler.free(0, 0)
+    assert [prefill.prompt for prefill in scheduler.admit()] == [1]
+    assert not scheduler.queue()[2].any()

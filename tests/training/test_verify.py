@@ -209,7 +209,8 @@ def test_a_tower_that_hears_padding_fails(trainer, built):
 
 
 def test_an_engine_that_returns_nothing_fails_in_the_lines_that_need_completions(trainer, built):
-    nothing = Completion(token_ids=np.zeros(0, np.int32), logprobs=np.zeros(0, np.float32), finish_reason="length")
+    none = np.zeros(0, np.float32)
+    nothing = Completion(token_ids=np.zeros(0, np.int32), logprobs=none, log_kept=none, finish_reason="length")
     engine = copy.copy(built.engine)
     engine.generate = lambda *inputs, **_: [RequestResult(id=i, completions=(nothing,) * 3) for i in inputs[2]]
     checks = checklist(trainer, engine, WER)

@@ -195,6 +195,13 @@ class RolloutKeys(_Section):
     """Draw from the k likeliest tokens; 0 draws from all."""
     decode_sampling_nucleus_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw from the likeliest tokens that together have this probability."""
+    decode_sampling_min_p: Fraction = 0.0
+    """Draw from the tokens that have at least this share of the likeliest token's probability."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the logits of tokens that a sequence already has, if positive, and multiplies them if negative. Like
+    top-k, nucleus and min-p it changes what is drawn but not the log-probabilities that are reported and learned."""
+    min_completion_length: NonNegative = 0
+    """Tokens of a completion before it may stop."""
     return_log_prob: Literal[True] = True
     """The engine always reports them: the learner is checked against them."""
     max_slots: Positive = 64
@@ -360,6 +367,11 @@ class Config(
                 self.max_prefill_predict_length < self.max_target_length,
                 f"max_prefill_predict_length {self.max_prefill_predict_length} leaves no room for a completion in "
                 f"max_target_length {self.max_target_length}: make max_target_length larger",
+            ),
+            (
+                self.min_completion_length < max(self.max_completion_length, 1),
+                f"min_completion_length {self.min_completion_length} leaves no room for a stop token in the "
+                f"{self.max_completion_length} tokens that max_target_length leaves a completion: make it smaller",
             ),
             (
                 self.num_query_heads % self.num_kv_heads == 0,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from audio_grpo.errors import UserError
 from audio_grpo.inference.model import OpenModel
 from audio_grpo.inference.requests import by_bucket, read_manifest
 from audio_grpo.rollout import EngineSettings, OfflineEngine, Sampling
@@ -18,7 +19,11 @@ def answer(
     max_new_tokens: int,
     seed: int,
 ) -> list[RequestResult]:
-    """Answer requests of any lengths, in their order; temperature 0 takes the likeliest token."""
+    """Answer requests of any lengths, in their order; temperature 0 takes the likeliest token.
+
+    Raises:
+        UserError: a request can not be answered.
+    """
     sampling = Sampling(greedy=temperature == 0, temperature=temperature or 1.0)
     results: dict[int, RequestResult] = {}
     for length, indices in by_bucket([request.true_length for request in requests]):
@@ -33,6 +38,9 @@ def answer(
         )
         engine = OfflineEngine(model.config, model.weights, mesh=model.mesh, special=model.special, settings=settings)
         answers = engine.batch_inference([requests[i] for i in indices])
+        for result in answers:
+            if result.error is not None:
+                raise UserError(result.error)
         results |= dict(zip(indices, answers, strict=True))
     return [results[i] for i in range(len(requests))]
 

@@ -12,7 +12,7 @@ from audio_grpo.model.thinker import hear
 from audio_grpo.parallel.mesh import batch_sharding
 from audio_grpo.rollout import programs
 from audio_grpo.rollout.settings import EngineSettings, WorkloadShape
-from audio_grpo.rollout.sharding import state_sharding
+from audio_grpo.rollout.sharding import report_sharding, state_sharding
 from audio_grpo.types import SpecialTokens
 
 
@@ -29,21 +29,17 @@ class EnginePrograms:
 
     @cached_property
     def prefill(self) -> Callable[..., Any]:
-        """(weights=, state=, prompts=, heard=, rows=) → state."""
+        """(weights, state, new) → state."""
         program = partial(programs.prefill_rows, self._spec, audio_pad=self._special.audio_pad)
-        return jax.jit(program, donate_argnames="state", out_shardings=self.state_sharding)
-
-    @cached_property
-    def admit(self) -> Callable[..., Any]:
-        """(state=, admission=) → state."""
-        return jax.jit(programs.admit, donate_argnames="state", out_shardings=self.state_sharding)
+        return jax.jit(program, donate_argnums=1, out_shardings=self.state_sharding)
 
     @cached_property
     def burst(self) -> Callable[..., Any]:
-        """(weights, allowed, state, membership) → state."""
+        """(weights, allowed, state, queue) → state and report."""
         sizes = (self._settings.sampling, self._special.stop, self._settings.burst)
         program = partial(programs.decode_burst, self._spec, *sizes)
-        return jax.jit(program, donate_argnums=2, out_shardings=self.state_sharding)
+        shardings = (self.state_sharding, report_sharding(self._mesh))
+        return jax.jit(program, donate_argnums=2, out_shardings=shardings)
 
     def empty_state(self, shape: WorkloadShape) -> programs.DecodeState:
         """A state in which nothing decodes."""
@@ -63,10 +59,12 @@ class EnginePrograms:
     def _build_state(self, shape: WorkloadShape) -> programs.DecodeState:
         return programs.empty_state(
             self._spec,
+            parts=shape.parts,
             rows=shape.rows,
             slots=shape.slots,
+            generations=shape.generations,
             prompt_length=self._settings.prompt_length,
-            completion_length=self._settings.completion_length,
+            length=self._settings.completion_length,
         )
 
     @cached_property

@@ -1,4 +1,10 @@
-"""The engine's compiled programs: prefill of prompts, admission of completions, a burst of decode steps."""
+"""The engine's compiled programs: prefill of prompts, and a burst of decode steps that also refills its slots.
+
+Completions wait in a queue on the device. As soon as a slot is free, within the burst, it takes the next one, so slots
+idle only when nothing waits; the host looks in between bursts, one burst late, and has new prompts run into rows whose
+completions are all done. Slots and rows come in P equal parts, one for each device that holds some: a slot reads rows
+of its own part only, and row numbers of slots and queue count within the part.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +18,7 @@ from audio_grpo.model.spec import ThinkerSpec, compute_dtype
 from audio_grpo.model.table import Weights
 from audio_grpo.model.thinker import extend, output_head, prefill
 from audio_grpo.parallel.activations import FEW_TOKENS, Placement
-from audio_grpo.rollout.sampler import Sampling, sample
+from audio_grpo.rollout.sampler import Sampling, draw, drawable
 from audio_grpo.types import PromptBatch
 
 
@@ -24,6 +30,21 @@ class Prompts(NamedTuple):
     length: Int[Array, "R"]
     hidden: Float[Array, "R D"]
     """Final hidden state of each prompt's last token: the first token of every completion is drawn from it."""
+    key: Key[Array, "R"]
+    tokens: Int[Array, "R T"]
+
+
+class Outputs(NamedTuple):
+    """What the G completions of each row have come to."""
+
+    tokens: Int[Array, "R G C"]
+    log_probs: Float[Array, "R G C"]
+    log_kept: Float[Array, "R G C"]
+    """Log of the probability that sampling ruled in, of the same distribution."""
+    length: Int[Array, "R G"]
+    limit: Int[Array, "R G"]
+    """Tokens that may be drawn."""
+    done: Bool[Array, "R G"]
 
 
 class Slots(NamedTuple):
@@ -33,102 +54,143 @@ class Slots(NamedTuple):
     """Keys and values of the completions' own tokens, [L, S, C, K, N]."""
     hidden: Float[Array, "S D"]
     """Final hidden state from which the next token is drawn."""
-    row: Int[Array, "S"]
     key: Key[Array, "S"]
+    row: Int[Array, "S"]
+    """Within the part."""
+    sample: Int[Array, "S"]
     length: Int[Array, "S"]
     """Tokens drawn so far."""
-    limit: Int[Array, "S"]
-    """Tokens that may be drawn."""
     active: Bool[Array, "S"]
-    tokens: Int[Array, "S C"]
-    log_probs: Float[Array, "S C"]
+
+
+class Work(NamedTuple):
+    """Counters over bursts."""
+
+    slot_steps: Int[Array, ""]
+    """Decode steps times slots."""
+    tokens: Int[Array, ""]
 
 
 class DecodeState(NamedTuple):
     """All that decoding keeps on the device."""
 
     prompts: Prompts
+    outputs: Outputs
     slots: Slots
+    next: Int[Array, "P"]
+    """Place in the queue of each part's next completion."""
+    work: Work
 
 
-class Admission(NamedTuple):
-    """Completions that begin, one for each slot; entries of `slot` beyond S are ignored."""
+class Queue(NamedTuple):
+    """Completions whose prompts are in their rows, as the host lines them up for a burst.
 
-    slot: Int[Array, "S"]
-    row: Int[Array, "S"]
-    key: Key[Array, "S"]
-    limit: Int[Array, "S"]
+    Place i of a part's queue, for i below `end`, is sample i mod G of the prompt in row ring[(i div G) mod r].
+    """
+
+    ring: Int[Array, "P r"]
+    """r = R / P rows in the order in which they were filled."""
+    end: Int[Array, "P"]
+    cancelled: Bool[Array, "P r"]
+    """Rows whose completions are to end at once."""
 
 
-def empty_state(spec: ThinkerSpec, *, rows: int, slots: int, prompt_length: int, completion_length: int) -> DecodeState:
-    """A state in which nothing decodes."""
+class Report(NamedTuple):
+    """What the host reads of a burst, while the next one runs."""
+
+    outputs: Outputs
+    work: Work
+
+
+class NewPrompts(NamedTuple):
+    """Prompts to be run into rows; a row beyond the part marks padding, which leaves no trace."""
+
+    prompts: PromptBatch
+    heard: Float[Array, "B A D"]
+    key: Key[Array, "B"]
+    limit: Int[Array, "B G"]
+    row: Int[Array, "P b"]
+    """Within the part; b = B / P."""
+
+
+def empty_state(
+    spec: ThinkerSpec, *, parts: int, rows: int, slots: int, generations: int, prompt_length: int, length: int
+) -> DecodeState:
+    """A state in which nothing decodes; `length` is that of the longest completion."""
     decoder, dtype = spec.decoder, compute_dtype(spec)
 
     def cache(sequences: int, length: int) -> KeysValues:
         shape = (decoder.layers, sequences, length, decoder.kv_heads, decoder.head_width)
         return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    integers = jnp.zeros(slots, jnp.int32)
+    def zeros(*shape: int) -> Int[Array, "*shape"]:
+        return jnp.zeros(shape, jnp.int32)
+
+    def keys(count: int) -> Key[Array, "count"]:
+        return jax.random.split(jax.random.key(0), count)
+
     return DecodeState(
-        Prompts(cache(rows, prompt_length), jnp.zeros(rows, jnp.int32), jnp.zeros((rows, decoder.width), dtype)),
-        Slots(
-            cache=cache(slots, completion_length),
-            hidden=jnp.zeros((slots, decoder.width), dtype),
-            row=integers,
-            key=jax.random.split(jax.random.key(0), slots),
-            length=integers,
-            limit=integers,
-            active=jnp.zeros(slots, bool),
-            tokens=jnp.zeros((slots, completion_length), jnp.int32),
-            log_probs=jnp.zeros((slots, completion_length), jnp.float32),
+        Prompts(
+            cache(rows, prompt_length),
+            zeros(rows),
+            jnp.zeros((rows, decoder.width), dtype),
+            keys(rows),
+            zeros(rows, prompt_length),
         ),
+        Outputs(
+            zeros(rows, generations, length),
+            jnp.zeros((rows, generations, length), jnp.float32),
+            jnp.zeros((rows, generations, length), jnp.float32),
+            zeros(rows, generations),
+            zeros(rows, generations),
+            jnp.zeros((rows, generations), bool),
+        ),
+        Slots(
+            cache=cache(slots, length),
+            hidden=jnp.zeros((slots, decoder.width), dtype),
+            key=keys(slots),
+            row=zeros(slots),
+            sample=zeros(slots),
+            length=zeros(slots),
+            active=jnp.zeros(slots, bool),
+        ),
+        zeros(parts),
+        Work(zeros(), zeros()),
     )
 
 
 def prefill_rows(
-    spec: ThinkerSpec,
-    weights: Weights,
-    state: DecodeState,
-    prompts: PromptBatch,
-    heard: Float[Array, "B A D"],
-    rows: Int[Array, "P b"],
-    audio_pad: int,
+    spec: ThinkerSpec, weights: Weights, state: DecodeState, new: NewPrompts, audio_pad: int
 ) -> DecodeState:
-    """Run prompts into rows of the prompt cache.
+    """Run prompts into rows of the prompt cache and clear the rows' outputs."""
+    hidden, cache = prefill(spec, weights, new.prompts, new.heard, audio_pad)
+    old, parts = state.prompts, new.row.shape[0]
+    length = new.prompts.tokens.shape[1]
 
-    Prompts and rows come in P parts, each on its devices; `rows` counts within a part, and a prompt whose row is beyond
-    its part is padding and leaves no trace.
-    """
-    hidden, cache = prefill(spec, weights, prompts, heard, audio_pad)
-    old = state.prompts
-
-    def put(old: Array, new: Array) -> Array:
-        old_parts, new_parts = (x.reshape(rows.shape[0], -1, *x.shape[1:]) for x in (old, new))
+    def put(old: Array, new_values: Array) -> Array:
+        old_parts, new_parts = (x.reshape(parts, -1, *x.shape[1:]) for x in (old, new_values))
         put_part = jax.vmap(lambda o, n, r: o.at[r].set(n, mode="drop"))
-        return put_part(old_parts, new_parts, rows).reshape(old.shape)
+        return put_part(old_parts, new_parts, new.row).reshape(old.shape)
 
-    put_layers = jax.vmap(put)
+    def put_positions(old: Float[Array, "L R T K N"], fresh: Float[Array, "L B t K N"]) -> Float[Array, "L R T K N"]:
+        old_parts, new_parts = (x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (old, fresh))
+        put_part = jax.vmap(lambda o, n, r: o.at[:, r, :length].set(n, mode="drop"), (1, 1, 0), 1)
+        return put_part(old_parts, new_parts, new.row).reshape(old.shape)
+
+    outputs, count = state.outputs, new.limit.shape
     return state._replace(
         prompts=Prompts(
-            KeysValues(put_layers(old.cache.keys, cache.keys), put_layers(old.cache.values, cache.values)),
-            put(old.length, prompts.true_length),
+            KeysValues(put_positions(old.cache.keys, cache.keys), put_positions(old.cache.values, cache.values)),
+            put(old.length, new.prompts.true_length),
             put(old.hidden, hidden),
-        )
-    )
-
-
-def admit(state: DecodeState, admission: Admission) -> DecodeState:
-    """Begin completions: each slot takes up its prompt's last hidden state."""
-    slots, at = state.slots, admission.slot
-    return state._replace(
-        slots=slots._replace(
-            hidden=slots.hidden.at[at].set(state.prompts.hidden[admission.row], mode="drop"),
-            row=slots.row.at[at].set(admission.row, mode="drop"),
-            key=slots.key.at[at].set(admission.key, mode="drop"),
-            length=slots.length.at[at].set(0, mode="drop"),
-            limit=slots.limit.at[at].set(admission.limit, mode="drop"),
-            active=slots.active.at[at].set(True, mode="drop"),
-        )
+            put(old.key, new.key),
+            put(old.tokens, jnp.pad(new.prompts.tokens, ((0, 0), (0, old.tokens.shape[1] - length)))),
+        ),
+        outputs=outputs._replace(
+            length=put(outputs.length, jnp.zeros(count, jnp.int32)),
+            limit=put(outputs.limit, new.limit),
+            done=put(outputs.done, jnp.zeros(count, bool)),
+        ),
     )
 
 
@@ -140,21 +202,96 @@ def decode_burst(
     weights: Weights,
     allowed: Bool[Array, "V"],
     state: DecodeState,
-    membership: Membership,
-) -> DecodeState:
-    """Draw up to `steps` tokens in every active slot; ends early when none is active."""
+    queue: Queue,
+) -> tuple[DecodeState, Report]:
+    """Up to `steps` decode steps; ends early when nothing is left to decode."""
     # Once for the burst: within the loop, narrower weights would be widened again for every token.
     weights = {key: value.astype(state.slots.hidden.dtype) for key, value in weights.items()}
+    state = _cancel(state, queue)
+    width = min(state.outputs.done.shape[1], state.slots.active.shape[0] // queue.end.shape[0])
 
-    def more(carry: tuple[Int[Array, ""], Slots]) -> Bool[Array, ""]:
-        return (carry[0] < steps) & carry[1].active.any()
+    def more(carry: tuple[Int[Array, ""], DecodeState, Membership]) -> Bool[Array, ""]:
+        done, state, _ = carry
+        return (done < steps) & (state.slots.active.any() | (state.next < queue.end).any())
 
-    def step(carry: tuple[Int[Array, ""], Slots]) -> tuple[Int[Array, ""], Slots]:
-        done, slots = carry
-        return done + 1, _decode_step(spec, sampling, stop, weights, allowed, state.prompts, membership, slots)
+    def step(
+        carry: tuple[Int[Array, ""], DecodeState, Membership],
+    ) -> tuple[Int[Array, ""], DecodeState, Membership]:
+        done, state, membership = carry
+        idle = ~state.slots.active.reshape(queue.end.shape[0], -1).all(axis=1)
 
-    _, slots = jax.lax.while_loop(more, step, (jnp.int32(0), state.slots))
-    return state._replace(slots=slots)
+        def refill() -> tuple[DecodeState, Membership]:
+            filled = _refill(state, queue)
+            return filled, _membership(filled, width)
+
+        refilled = jax.lax.cond((idle & (state.next < queue.end)).any(), refill, lambda: (state, membership))
+        return done + 1, _decode_step(spec, sampling, stop, weights, allowed, *refilled), refilled[1]
+
+    start = (jnp.int32(0), state, _membership(state, width))
+    _, state, _ = jax.lax.while_loop(more, step, start)
+    return state, Report(state.outputs, state.work)
+
+
+def _cancel(state: DecodeState, queue: Queue) -> DecodeState:
+    slots, outputs = state.slots, state.outputs
+    cancelled = queue.cancelled.reshape(-1)
+    return state._replace(
+        slots=slots._replace(active=slots.active & ~cancelled[_global_row(state, slots.row)]),
+        outputs=outputs._replace(
+            done=outputs.done | cancelled[:, None], limit=jnp.where(cancelled[:, None], 0, outputs.limit)
+        ),
+    )
+
+
+def _refill(state: DecodeState, queue: Queue) -> DecodeState:
+    """Give idle slots the next completions of their part's queue."""
+    slots, outputs = state.slots, state.outputs
+    parts, generations = queue.end.shape[0], outputs.done.shape[1]
+    idle = ~slots.active.reshape(parts, -1)
+    place = state.next[:, None] + jnp.cumsum(idle, axis=1) - 1
+    taken = idle & (place < queue.end[:, None])
+    row = jnp.take_along_axis(queue.ring, place // generations % queue.ring.shape[1], axis=1).reshape(-1)
+    sample, begins = (place % generations).reshape(-1), taken.reshape(-1)
+    row, sample = jnp.where(begins, row, slots.row), jnp.where(begins, sample, slots.sample)
+    whole = _global_row(state, row)
+    # What was cancelled while it waited is passed over.
+    active = jnp.where(begins, ~outputs.done[whole, sample], slots.active)
+    fresh = jax.vmap(jax.random.fold_in)(state.prompts.key[whole], sample)
+    return state._replace(
+        slots=slots._replace(
+            hidden=jnp.where(begins[:, None], state.prompts.hidden[whole], slots.hidden),
+            key=jnp.where(begins, fresh, slots.key),
+            row=row,
+            sample=sample,
+            length=jnp.where(begins, 0, slots.length),
+            active=active,
+        ),
+        next=state.next + taken.sum(axis=1),
+    )
+
+
+def _membership(state: DecodeState, width: int) -> Membership:
+    """Active slots of each row, in their order; idle slots stand at place 0, where nobody reads what they find."""
+    parts = state.next.shape[0]
+    rows = state.prompts.length.shape[0] // parts
+    row, active = state.slots.row.reshape(parts, -1), state.slots.active.reshape(parts, -1)
+    earlier = jnp.tril(jnp.ones((row.shape[1], row.shape[1]), bool), -1)
+    same = (row[:, :, None] == row[:, None, :]) & active[:, None, :]
+    place = row * width + (same & earlier).sum(axis=2)
+
+    def list_members(place: Int[Array, "s"], active: Bool[Array, "s"]) -> Int[Array, "r W"]:
+        at = jnp.where(active, place, rows * width)
+        members = jnp.zeros(rows * width, jnp.int32).at[at].set(jnp.arange(at.shape[0]), mode="drop")
+        return members.reshape(rows, width)
+
+    return Membership(jax.vmap(list_members)(place, active), jnp.where(active, place, 0))
+
+
+def _global_row(state: DecodeState, row: Int[Array, "S"]) -> Int[Array, "S"]:
+    """Rows counted over all parts."""
+    parts = state.next.shape[0]
+    part = jnp.arange(row.shape[0]) // (row.shape[0] // parts)
+    return part * (state.prompts.length.shape[0] // parts) + row
 
 
 def _decode_step(
@@ -163,37 +300,65 @@ def _decode_step(
     stop: tuple[int, ...],
     weights: Weights,
     allowed: Bool[Array, "V"],
-    prompts: Prompts,
+    state: DecodeState,
     membership: Membership,
-    slots: Slots,
-) -> Slots:
+) -> DecodeState:
     """Draw a token from each slot's hidden state, then run it to the next hidden state."""
+    prompts, outputs, slots, _, work = state
     place = Placement(spec.mesh, FEW_TOKENS)
     whole = place(slots.hidden, "batch", None)
-    logits = jnp.einsum("sd,vd->sv", whole, output_head(weights), preferred_element_type=jnp.float32)
-    logits = place(logits, "batch", "vocab")
-    uniform = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position)))
-    tokens, log_probs = sample(sampling, logits, allowed, uniform(slots.key, slots.length))
-
-    count, capacity = slots.tokens.shape
-    each = jnp.arange(count)
-    at = jnp.where(slots.active, slots.length, capacity)
-    positions = (prompts.length[slots.row] + slots.length)[:, None]
+    uniform = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position), (2,)))
+    row = _global_row(state, slots.row)
+    drawn = draw(
+        sampling,
+        whole,
+        output_head(weights),
+        drawable(sampling, allowed, stop, slots.length),
+        uniform(slots.key, slots.length),
+        place,
+        seen=None if sampling.repetition_penalty == 1 else _seen(state, row, allowed.shape[0]),
+    )
+    tokens = drawn.tokens
+    at = jnp.where(slots.active, slots.length, slots.cache.keys.shape[2])
     segments = [
         Segment(*prompts.cache, _earlier(prompts.cache, prompts.length), membership),
         Segment(*slots.cache, _earlier(slots.cache, slots.length)),
     ]
+    positions = (prompts.length[row] + slots.length)[:, None]
     hidden, new = extend(spec, weights, tokens[:, None], positions, segments)
-    length = slots.length + slots.active
     append = jax.vmap(lambda cache, new, at: cache.at[:, at].set(new[:, 0], mode="drop"), (1, 1, 0), 1)
-    return slots._replace(
-        cache=KeysValues(*(append(old, fresh, at) for old, fresh in zip(slots.cache, new, strict=True))),
-        hidden=hidden[:, 0],
-        length=length,
-        active=slots.active & ~jnp.isin(tokens, jnp.asarray(stop, jnp.int32)) & (length < slots.limit),
-        tokens=slots.tokens.at[each, at].set(tokens, mode="drop"),
-        log_probs=slots.log_probs.at[each, at].set(log_probs, mode="drop"),
+
+    length = slots.length + slots.active
+    ended = jnp.isin(tokens, jnp.asarray(stop, jnp.int32)) | (length >= outputs.limit[row, slots.sample])
+    written = (jnp.where(slots.active, row, outputs.done.shape[0]), slots.sample)
+    return DecodeState(
+        prompts,
+        outputs._replace(
+            tokens=outputs.tokens.at[(*written, at)].set(tokens, mode="drop"),
+            log_probs=outputs.log_probs.at[(*written, at)].set(drawn.log_probs, mode="drop"),
+            log_kept=outputs.log_kept.at[(*written, at)].set(drawn.log_kept, mode="drop"),
+            length=outputs.length.at[written].set(length, mode="drop"),
+            done=outputs.done.at[written].set(ended, mode="drop"),
+        ),
+        slots._replace(
+            cache=KeysValues(*(append(old, fresh, at) for old, fresh in zip(slots.cache, new, strict=True))),
+            hidden=hidden[:, 0],
+            length=length,
+            active=slots.active & ~ended,
+        ),
+        state.next,
+        Work(work.slot_steps + slots.active.shape[0], work.tokens + slots.active.sum()),
     )
+
+
+def _seen(state: DecodeState, row: Int[Array, "S"], vocab: int) -> Bool[Array, "S V"]:
+    """Tokens of each slot's prompt and of its completion so far."""
+    slots = state.slots
+    prompt, own = state.prompts.tokens[row], state.outputs.tokens[row, slots.sample]
+    in_prompt = jnp.arange(prompt.shape[1]) < state.prompts.length[row][:, None]
+    in_own = jnp.arange(own.shape[1]) < slots.length[:, None]
+    tokens = jnp.concatenate([jnp.where(in_prompt, prompt, vocab), jnp.where(in_own, own, vocab)], axis=1)
+    return jnp.zeros((row.shape[0], vocab), bool).at[jnp.arange(row.shape[0])[:, None], tokens].set(True, mode="drop")
 
 
 def _earlier(cache: KeysValues, length: Int[Array, "R"]) -> Bool[Array, "R 1 T"]:

@@ -1,13 +1,17 @@
-"""From logits to a token and its log-probability, with one uniform number for each draw."""
+"""From hidden states to tokens and their log-probabilities."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
-_BLOCK = 512
-"""Vocabulary entries summed together in the first level of the inverse cumulative distribution."""
+from audio_grpo.parallel.activations import Placement
+from audio_grpo.rollout.filters import keep_likely, penalize
+from audio_grpo.rollout.inverse_cdf import Masses, add_up, pick
+from audio_grpo.rollout.vocabulary import Vocabulary, cut_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,81 +19,118 @@ class Sampling:
     """How a token is drawn."""
 
     greedy: bool = False
-    """Take the likeliest token."""
+    """Take the likeliest token, the first one if there are several; top-k, top-p and min-p change nothing then."""
     temperature: float = 1.0
     """Divides the logits; also in reported log-probabilities."""
     top_k: int = 0
     """Draw from the k likeliest tokens (ties with the k-th included); 0 draws from all."""
     top_p: float = 1.0
     """Draw from the fewest likeliest tokens that together have this probability (ties included)."""
+    min_p: float = 0.0
+    """Draw from the tokens that have at least this share of the likeliest token's probability."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that a sequence already has, if positive, and multiplies them if negative."""
+    min_length: int = 0
+    """Completions have at least so many tokens before a stop token."""
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether a draw needs to see only one block of the vocabulary at a time."""
+        filters = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.repetition_penalty == 1 and (self.greedy or not filters)
 
 
-def sample(
-    sampling: Sampling, logits: Float[Array, "S V"], allowed: Bool[Array, "V"], uniform: Float[Array, "S"]
-) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """Draw one allowed token per row; returns tokens and log-probabilities.
+class Drawn(NamedTuple):
+    """A token for each slot.
 
-    Log-probabilities are those of the *tempered full* distribution, before `allowed`, top-k and top-p take tokens out:
-    the learner computes the same quantity from the same logits.
+    `log_probs - log_kept` is its log-probability in the distribution that it was drawn from; a learner that scores the
+    full distribution can correct for the difference with it.
     """
-    tempered = logits.astype(jnp.float32) / sampling.temperature
-    candidates = jnp.where(allowed, tempered, -jnp.inf)
-    if sampling.greedy:
-        tokens = jnp.argmax(candidates, axis=-1)
-    else:
-        tokens = _inverse_cdf(_filtered(sampling, candidates), uniform)
-    chosen = jnp.take_along_axis(tempered, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(tempered, axis=-1)
+
+    tokens: Int[Array, "S"]
+    log_probs: Float[Array, "S"]
+    """Of the *tempered full* distribution, before any token is ruled out or penalised: the learner computes the same
+    quantity from the same hidden states."""
+    log_kept: Float[Array, "S"]
+    """Log of the probability that all tokens not ruled out have together; with a repetition penalty, which changes
+    single tokens, what makes the sentence above true."""
 
 
-def _filtered(sampling: Sampling, candidates: Float[Array, "S V"]) -> Float[Array, "S V"]:
-    """Unnormalised probabilities, zero where top-k or top-p rule a token out; top-p applies to what top-k leaves."""
-    mass = jnp.exp(candidates - candidates.max(axis=-1, keepdims=True))
-    if sampling.top_k:
-        mass = _keep_largest(mass, jnp.ones_like(mass), jnp.full(mass.shape[0], float(sampling.top_k)))
-    if sampling.top_p < 1:
-        mass = _keep_largest(mass, mass, sampling.top_p * mass.sum(axis=-1))
-    return mass
+def drawable(
+    sampling: Sampling, allowed: Bool[Array, "V"], stop: tuple[int, ...], length: Int[Array, "S"]
+) -> Bool[Array, "#S V"]:
+    """Tokens that rows which have `length` tokens may draw: all that are allowed, but none of `stop` too early."""
+    if not sampling.min_length:
+        return allowed[None]
+    early = allowed.at[jnp.asarray(stop, jnp.int32)].set(False)
+    return jnp.where(length[:, None] < sampling.min_length, early, allowed)
 
 
-def _keep_largest(
-    mass: Float[Array, "S V"], measure: Float[Array, "S V"], enough: Float[Array, "S"]
-) -> Float[Array, "S V"]:
-    """Zero all but the largest entries whose measures together reach `enough`.
+def draw(
+    sampling: Sampling,
+    hidden: Float[Array, "S D"],
+    head: Float[Array, "V D"],
+    allowed: Bool[Array, "#S V"],
+    uniform: Float[Array, "S 2"],
+    place: Placement,
+    *,
+    seen: Bool[Array, "S V"] | None = None,
+) -> Drawn:
+    """Draw a token of each row's softmax(head · hidden / temperature) out of those allowed, which must be some.
 
-    The threshold is found by bisection over the bits of a float, which order non-negative floats: 31 passes, no sort.
+    `uniform` is one number of [0, 1) for each row, in two digits: the first finds the block of the vocabulary, the
+    second the token in it. `seen` is asked for by a repetition penalty. Logits of one block of the vocabulary are held
+    at a time, unless `sampling.by_blocks` is false: then those of all of it are, several times.
     """
-    order = jax.lax.bitcast_convert_type(mass, jnp.uint32)
-
-    def set_bit(i: Int[Array, ""], threshold: UInt32[Array, "S"]) -> UInt32[Array, "S"]:
-        raised = threshold | (jnp.uint32(1) << (30 - i).astype(jnp.uint32))
-        reached = jnp.where(order >= raised[:, None], measure, 0.0).sum(axis=-1)
-        return jnp.where(reached >= enough, raised, threshold)
-
-    threshold = jax.lax.fori_loop(0, 31, set_bit, jnp.zeros(mass.shape[0], jnp.uint32))
-    return jnp.where(order >= threshold[:, None], mass, 0.0)
+    if seen is None and sampling.repetition_penalty != 1:
+        raise ValueError("a repetition penalty needs the tokens that each row has: give draw() `seen`")
+    vocabulary = cut_vocabulary(head, place)
+    mask = vocabulary.cut(allowed.T)
+    if sampling.by_blocks:
+        return _draw_by_blocks(sampling, vocabulary, hidden, mask, uniform)
+    return _draw_at_once(sampling, vocabulary, hidden, mask, uniform, None if seen is None else vocabulary.cut(seen.T))
 
 
-def _inverse_cdf(mass: Float[Array, "S V"], uniform: Float[Array, "S"]) -> Int[Array, "S"]:
-    """Index at which the cumulated mass passes `uniform` times its total: first a block, then an entry of it."""
-    rows, vocab = mass.shape
-    blocks = jnp.pad(mass, ((0, 0), (0, -vocab % _BLOCK))).reshape(rows, -1, _BLOCK)
-    block_mass = blocks.sum(axis=-1)
-    block, rest = _pass_point(block_mass, uniform * block_mass.sum(axis=-1))
-    entries = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    entry, _ = _pass_point(entries, rest)
-    return block * _BLOCK + entry
+def _draw_by_blocks(
+    sampling: Sampling,
+    vocabulary: Vocabulary,
+    hidden: Float[Array, "S D"],
+    allowed: Bool[Array, "T b G M #S"],
+    uniform: Float[Array, "S 2"],
+) -> Drawn:
+    """Logits serve once, for sums; those of the few tokens that a row ends up among are made again."""
+
+    def add_up_tempered(logits: Float[Array, "T k G M S"], allowed: Bool[Array, "T k G M #S"]) -> Masses:
+        return add_up(logits / sampling.temperature, allowed, greedy=sampling.greedy)
+
+    def members(block: Int[Array, "T S"], group: Int[Array, "T S"]) -> Float[Array, "T M S"]:
+        logits = vocabulary.group_logits(hidden, block, group) / sampling.temperature
+        return jnp.where(vocabulary.group(allowed, block, group), logits, -jnp.inf)
+
+    masses = vocabulary.summarize(hidden, allowed, add_up_tempered)
+    tokens, logits = pick(vocabulary, masses, members, uniform, greedy=sampling.greedy)
+    kept = jax.nn.logsumexp(masses.allowed, axis=(0, 1))
+    total = jnp.logaddexp(kept, jax.nn.logsumexp(masses.barred, axis=(0, 1)))
+    # Made again, a logit near the total may come out above it.
+    return Drawn(tokens, jnp.minimum(logits - total, 0.0), kept - total)
 
 
-def _pass_point(mass: Float[Array, "S n"], target: Float[Array, "S"]) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """First index whose cumulated mass exceeds the target, and what of the target remains there.
-
-    Where rounding puts the target at or above the total, the last index that has mass.
-    """
-    cumulated = jnp.cumsum(mass, axis=-1)
-    last = mass.shape[-1] - 1 - jnp.argmax(mass[:, ::-1] > 0, axis=-1)
-    index = jnp.minimum((cumulated <= target[:, None]).sum(axis=-1), last)
-    before = jnp.take_along_axis(cumulated, index[:, None], axis=-1) - jnp.take_along_axis(
-        mass, index[:, None], axis=-1
-    )
-    return index, target - before[:, 0]
+def _draw_at_once(
+    sampling: Sampling,
+    vocabulary: Vocabulary,
+    hidden: Float[Array, "S D"],
+    allowed: Bool[Array, "T b G M #S"],
+    uniform: Float[Array, "S 2"],
+    seen: Bool[Array, "T b G M S"] | None,
+) -> Drawn:
+    tempered = vocabulary.logits(hidden) / sampling.temperature
+    logits = tempered if seen is None else penalize(tempered, seen, sampling.repetition_penalty)
+    filters = {"top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p}
+    kept = allowed if sampling.greedy else keep_likely(logits, allowed, **filters)
+    masses = add_up(logits, kept, greedy=sampling.greedy)
+    candidates = jnp.where(kept, logits, -jnp.inf)
+    tokens, chosen = pick(vocabulary, masses, partial(vocabulary.group, candidates), uniform, greedy=sampling.greedy)
+    unpenalized = jnp.take_along_axis(tempered.reshape(-1, len(tokens)), tokens[None], axis=0)[0]
+    log_probs = unpenalized - jax.nn.logsumexp(tempered, axis=(0, 1, 2, 3))
+    log_drawn = chosen - jax.nn.logsumexp(masses.allowed, axis=(0, 1))
+    return Drawn(tokens, log_probs, log_probs - log_drawn)

@@ -40,6 +40,9 @@ def engine_settings(config: Config) -> EngineSettings:
             temperature=config.decode_sampling_temperature,
             top_k=config.decode_sampling_top_k,
             top_p=config.decode_sampling_nucleus_p,
+            min_p=config.decode_sampling_min_p,
+            repetition_penalty=config.repetition_penalty,
+            min_length=config.min_completion_length,
         ),
         seed=config.seed,
     )
@@ -47,14 +50,14 @@ def engine_settings(config: Config) -> EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadShape:
-    """Slots and rows for one workload; all but the width come in `parts`, one for each device that holds some."""
+    """Slots and rows for one workload; they and prefills come in `parts`, one for each device that holds some."""
 
     parts: int
     slots: int
     rows: int
     """Of the prompt cache."""
-    width: int
-    """W: completions that read one row at most."""
+    generations: int
+    """G: completions of each prompt."""
     prefill: int
     """Prompts in one prefill."""
 
@@ -71,6 +74,6 @@ def workload_shape(settings: EngineSettings, parts: int, prompts: int, generatio
         parts=parts,
         slots=slots * parts,
         rows=min(prompts, 2 * filling) * parts,
-        width=min(generations, slots),
+        generations=generations,
         prefill=min(filling, -(-_PREFILL_PROMPTS // parts)) * parts,
     )

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from audio_grpo.model.decoder import KeysValues
 from audio_grpo.parallel.activations import FEW_TOKENS
 from audio_grpo.parallel.mesh import BATCH_AXES, batch_sharding, replicated
-from audio_grpo.rollout.programs import DecodeState, Prompts, Slots
+from audio_grpo.rollout.programs import DecodeState, Outputs, Prompts, Report, Slots, Work
 
 
 def state_sharding(mesh: Mesh) -> DecodeState:
@@ -21,16 +21,20 @@ def state_sharding(mesh: Mesh) -> DecodeState:
     decoding: Any = NamedSharding(mesh, PartitionSpec(FEW_TOKENS["batch"], FEW_TOKENS["embed"]))
     caches = KeysValues(cache, cache)
     return DecodeState(
-        Prompts(caches, everywhere, by_sequence),
-        Slots(
-            cache=caches,
-            hidden=decoding,
-            row=everywhere,
-            key=everywhere,
-            length=everywhere,
-            limit=everywhere,
-            active=everywhere,
-            tokens=everywhere,
-            log_probs=everywhere,
-        ),
+        Prompts(caches, everywhere, by_sequence, everywhere, everywhere),
+        _outputs_sharding(mesh),
+        Slots(caches, decoding, everywhere, everywhere, everywhere, everywhere, everywhere),
+        everywhere,
+        Work(everywhere, everywhere),
     )
+
+
+def report_sharding(mesh: Mesh) -> Report:
+    """Every process reads all of it."""
+    everywhere: Any = replicated(mesh)
+    return Report(_outputs_sharding(mesh), Work(everywhere, everywhere))
+
+
+def _outputs_sharding(mesh: Mesh) -> Outputs:
+    everywhere: Any = replicated(mesh)
+    return Outputs(everywhere, everywhere, everywhere, everywhere, everywhere, everywhere)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from audio_grpo.errors import UserError
 from audio_grpo.training.programs import Abstract, Program, resident, run_programs
@@ -22,7 +23,8 @@ def bytes_per_device(tree: Abstract) -> int:
 
     def size(x: jax.ShapeDtypeStruct) -> int:
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        return math.prod(shape) * x.dtype.itemsize
+        words = 2 * 4 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+        return math.prod(shape) * words
 
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 

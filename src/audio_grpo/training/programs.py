@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding
 
 from audio_grpo.data.pipeline import padded_frames, prompts_per_step
 from audio_grpo.grpo import Learner, LossSettings, grpo_loss_fn, init_train_state
-from audio_grpo.model.attention import Membership
 from audio_grpo.model.experts import tokens_travel
 from audio_grpo.model.spec import compute_dtype
 from audio_grpo.parallel.mesh import batch_sharding, batch_shards, replicated
 from audio_grpo.rollout.compiled import EnginePrograms
+from audio_grpo.rollout.programs import NewPrompts, Queue
 from audio_grpo.rollout.settings import WorkloadShape, engine_settings, workload_shape
 from audio_grpo.training.optimizer import create_optimizer
 from audio_grpo.training.session import Session
@@ -64,7 +64,6 @@ class Program:
     program: Any
     """As `jax.jit` returned it."""
     arguments: tuple[Abstract, ...]
-    keywords: dict[str, Abstract]
     runs: int
     """In one step."""
     turns: int = 1
@@ -80,7 +79,7 @@ class Program:
 
     def trace(self) -> jax.stages.Traced:
         """The program, traced."""
-        return self.program.trace(*self.arguments, **self.keywords)
+        return self.program.trace(*self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,43 +153,40 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
         session=session,
         program=programs.hear,
         arguments=(weights, audio := _audio(session, work)),
-        keywords={},
         runs=1,
         inputs=audio,
     )
-    inputs = {
-        "prompts": _prompts(session, work, shape.prefill),
-        "heard": _heard(session, work, shape.prefill),
-        "rows": _everywhere(session, (shape.parts, shape.prefill // shape.parts), jnp.int32),
-    }
+    everywhere: Any = partial(_everywhere, session)
+    rows, per_part = shape.rows // shape.parts, shape.prefill // shape.parts
+    new = NewPrompts(
+        prompts=_prompts(session, work, shape.prefill),
+        heard=_heard(session, work, shape.prefill),
+        key=everywhere((shape.prefill,), jax.eval_shape(jax.random.key, 0).dtype),
+        limit=everywhere((shape.prefill, work.generations), jnp.int32),
+        row=everywhere((shape.parts, per_part), jnp.int32),
+    )
     yield Program(
         phase="prefill",
         session=session,
         program=programs.prefill,
-        arguments=(),
-        keywords={"weights": weights, "state": state, **inputs},
+        arguments=(weights, state, new),
         runs=-(-work.prompts // shape.prefill),
         routed_share=_routed_share(session, shape.prefill * work.prompt_length),
-        inputs=inputs,
+        inputs=new,
         cache=state,
         beside=heard,
     )
-    whole: Any = partial(_everywhere, session, dtype=jnp.int32)
     waves = -(-work.prompts * work.generations // shape.slots)
+    queue = Queue(
+        ring=everywhere((shape.parts, rows), jnp.int32),
+        end=everywhere((shape.parts,), jnp.int32),
+        cancelled=everywhere((shape.parts, rows), jnp.bool_),
+    )
     yield Program(
         phase="decode burst",
         session=session,
         program=programs.burst,
-        arguments=(
-            weights,
-            _everywhere(session, (session.spec.decoder.vocab,), jnp.bool_),
-            state,
-            Membership(
-                whole((shape.parts, shape.rows // shape.parts, shape.width)),
-                whole((shape.parts, shape.slots // shape.parts)),
-            ),
-        ),
-        keywords={},
+        arguments=(weights, everywhere((session.spec.decoder.vocab,), jnp.bool_), state, queue),
         runs=waves * -(-work.completion_length // settings.burst),
         turns=min(settings.burst, work.completion_length),
         routed_share=1 / session.mesh.shape["expert"],
@@ -216,7 +212,6 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
             session=session,
             program=learner.score_program,
             arguments=(weights, groups, heard),
-            keywords={},
             runs=work.parts * scored,
             routed_share=routed,
             inputs=(groups, heard),
@@ -229,7 +224,6 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
         session=session,
         program=learner.gradients_program,
         arguments=(trainable, frozen, groups, heard),
-        keywords={},
         runs=work.parts * config.num_iterations,
         routed_share=routed,
         inputs=(groups, heard),
@@ -240,7 +234,6 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
         session=session,
         program=learner.apply_program,
         arguments=(learner.abstract_state(trainable), gradients),
-        keywords={},
         runs=config.num_iterations,
         inputs=gradients,
     )
@@ -290,7 +283,7 @@ def _audio(session: Session, work: Workload, count: int | None = None) -> AudioB
     return AudioBatch(_shared(session, features, jnp.float32), _shared(session, (count,), jnp.int32))
 
 
-def _heard(session: Session, work: Workload, count: int) -> jax.ShapeDtypeStruct:
+def _heard(session: Session, work: Workload, count: int) -> Any:
     tower = session.spec.audio
     unit = tower.chunk_frames if work.frames <= tower.window_frames else tower.window_frames
     tokens = -(-work.frames // unit) * unit // tower.chunk_frames * tower.chunk_tokens
