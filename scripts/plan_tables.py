@@ -19,8 +19,8 @@ Programs are compiled by TPU's own compiler for slices that are not there. Argum
 GiB of each chip; the total adds what else lies in memory then: all weights, the optimizer's state, the reference,
 caches. FLOPs and bytes are of each chip and one run, loops multiplied out; seconds are the least that all runs of a
 step can take by the chip's peaks, so a real step takes longer. Rows of expert kernels are counted as if experts were
-chosen evenly. Clips are 30 s long, and all completions have their full length. The largest values come from a line
-through two compilations.
+chosen evenly. Clips are 30 s long, and all completions have their full length. The largest values, of the first
+plan, come from a line through two compilations. Where a plan does not fit it says what would.
 """
 
 
@@ -72,9 +72,9 @@ def section(case: Case) -> str:
     plan = planner.plan()
     seconds = time.perf_counter() - started
     print(f"{case.title}: {seconds:.0f} s, peak {plan.peak.total / (1 << 30):.2f} GiB", file=sys.stderr)
-    found = limits(planner, config, plan) if plan.fits else []
-    picture = ""
+    found, picture = [], ""
     if case.chart:
+        found = limits(planner, config, plan)
         (PAGE.parent / case.chart).write_text(plan_chart(plan))
         picture = f"\n![memory and time by program]({case.chart})\n"
     preset, *keys = case.arguments
@@ -85,7 +85,7 @@ def section(case: Case) -> str:
 
 if __name__ == "__main__":
     quiet_without_tpu()
-    wanted = sys.argv[1:]
-    chosen = [case for case in CASES if not wanted or any(word in case.title for word in wanted)]
-    pages = [section(case) for case in chosen]
-    PAGE.write_text("\n".join([HEAD, *pages]))
+    pages = [HEAD]
+    for case in CASES:
+        pages.append(section(case))
+        PAGE.write_text("\n".join(pages))

@@ -82,6 +82,7 @@ def test_a_key_like_no_other_has_no_nearest_one() -> None:
     [
         (["num_experts=4", "num_experts_per_tok=8"], "num_experts_per_tok 8 exceeds num_experts 4"),
         (["num_generations=1"], "num_generations 1"),
+        (["min_completion_length=500"], "min_completion_length 500"),
         (["decode_sampling_strategy=greedy"], "decode_sampling_strategy greedy"),
         (["reward_weights=[1]"], "reward_weights has 1 entries for 2"),
         (["audio_min_seconds=5", "audio_max_seconds=2"], "audio_min_seconds 5"),

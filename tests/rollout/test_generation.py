@@ -1,0 +1,100 @@
+"""Streaming, cancelling and refilling, seen from outside."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from audio_grpo.rollout import OfflineEngine, engine_settings
+from audio_grpo.rollout.generation import CANCELLED
+from small_model import SPECIAL, random_weights, request_of, small_config
+
+REQUESTS = [request_of(f"r{i}", 57, seed=i) for i in range(12)]
+LIMITS = [1 + (5 * i) % 12 for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    config = small_config()
+    settings = replace(engine_settings(config), max_slots=4, burst=3)
+    return OfflineEngine(config, random_weights(config), special=replace(SPECIAL, stop=()), settings=settings)
+
+
+def lengths_of(result):
+    return [len(completion.token_ids) for completion in result.completions]
+
+
+def test_limits_hold_for_each_request_and_change_no_token(engine):
+    whole = engine.batch_inference(REQUESTS)
+    short = engine.batch_inference(REQUESTS, max_new_tokens=LIMITS)
+    for limit, a, b in zip(LIMITS, whole, short, strict=True):
+        assert lengths_of(b) == [limit] * 3
+        for long, cut in zip(a.completions, b.completions, strict=True):
+            np.testing.assert_array_equal(long.token_ids[:limit], cut.token_ids)
+
+
+def test_slots_are_refilled_within_a_burst(engine):
+    engine.batch_inference(REQUESTS, max_new_tokens=LIMITS)
+    stats = engine.last_stats
+    assert stats.tokens == 3 * sum(LIMITS)
+    assert stats.prompts == len(REQUESTS)
+    # Four slots; only the last completions leave some of them idle.
+    assert stats.utilisation > 0.85
+    assert stats.slot_steps % 4 == 0
+
+
+def test_results_stream_in_the_order_in_which_they_are_done_and_all_arrive(engine):
+    whole = engine.batch_inference(REQUESTS, max_new_tokens=LIMITS)
+    streamed = list(engine.stream(REQUESTS, max_new_tokens=LIMITS))
+    assert sorted(i for i, _ in streamed) == list(range(12))
+    for i, result in streamed:
+        assert result.id == f"r{i}" and lengths_of(result) == lengths_of(whole[i])
+
+
+def test_a_stream_that_is_closed_leaves_the_engine_fit_for_the_next(engine):
+    stream = engine.stream(REQUESTS)
+    next(stream)
+    stream.close()
+    assert len(engine.batch_inference(REQUESTS[:2])) == 2
+
+
+def start(engine, requests):
+    return engine._generation_of(requests, None, None, None)
+
+
+def test_cancelled_requests_end_alone_whether_they_wait_or_decode(engine):
+    expected = engine.batch_inference(REQUESTS)
+    generation = start(engine, REQUESTS)
+    results = {}
+    for i, result in generation:
+        if not results:
+            generation.cancel(11)  # waits
+            decoding = next(p for p in range(12) if p != i)
+            generation.cancel(decoding)
+        results[i] = result
+    assert sorted(results) == list(range(12))
+    assert {i for i, result in results.items() if result.error == CANCELLED} == {11, decoding}
+    for i, result in results.items():
+        if result.error is None:
+            for a, b in zip(result.completions, expected[i].completions, strict=True):
+                np.testing.assert_array_equal(a.token_ids, b.token_ids)
+
+
+def test_what_listening_raises_reaches_the_caller(engine):
+    prompts = np.zeros((1, 40), np.int32)
+
+    def listen(_indices):
+        raise FileNotFoundError("clip.wav")
+
+    from audio_grpo.types import PromptBatch
+
+    with pytest.raises(FileNotFoundError, match=r"clip\.wav"):
+        engine.generate(PromptBatch(prompts, np.asarray([5], np.int32)), listen, ["x"])
+
+
+def test_nothing_is_compiled_again_for_other_requests_of_the_same_number(engine):
+    engine.batch_inference(REQUESTS)
+    programs = engine._programs
+    before = [program._cache_size() for program in (programs.hear, programs.prefill, programs.burst)]
+    engine.batch_inference([request_of(f"n{i}", 57, seed=50 + i, text=2) for i in range(12)], seed=4)
+    assert [program._cache_size() for program in (programs.hear, programs.prefill, programs.burst)] == before
