@@ -1,19 +1,16 @@
 import jax
 import numpy as np
 import pytest
+from far_devices import far_devices, far_mesh
 from jax.sharding import PartitionSpec
 
 from audio_grpo.errors import UserError
+from audio_grpo.model.lora import lora_table
 from audio_grpo.model.spec import thinker_spec
+from audio_grpo.model.table import sharding_of
 from audio_grpo.model.thinker import thinker_table
-from audio_grpo.parallel.mesh import (
-    WEIGHT_RULES,
-    batch_sharding,
-    batch_shards,
-    create_mesh,
-    replicated,
-    weight_sharding,
-)
+from audio_grpo.parallel import mesh as mesh_module
+from audio_grpo.parallel.mesh import batch_sharding, batch_shards, create_mesh, replicated, weight_sharding
 from small_model import small_config
 
 AXES = ("data", "fsdp", "expert", "tensor")
@@ -26,7 +23,7 @@ def mesh_of(devices=4, **sizes):
 
 def specs_of(mesh, **changes):
     table = thinker_table(thinker_spec(small_config(**changes)))
-    return {key: weight_sharding(mesh, key, weight.shape, weight.axes).spec for key, weight in table.items()}
+    return {key: sharding_of(mesh, key, weight).spec for key, weight in table.items()}
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -63,11 +60,64 @@ def test_a_product_other_than_the_devices_is_refused_with_its_numbers(sizes, tol
     assert told in str(refusal.value)
 
 
+def ids_of(config, devices):
+    mesh = create_mesh(config, devices)
+    return mesh.shape, np.vectorize(lambda device: device.id)(mesh.devices)
+
+
+def test_slices_repeat_the_weights_by_default():
+    shape, ids = ids_of(small_config(), far_devices(8, slice_index=4))
+    assert shape == {"data": 2, "fsdp": 4, "expert": 1, "tensor": 1}
+    np.testing.assert_array_equal(ids[:, :, 0, 0], [[0, 1, 2, 3], [4, 5, 6, 7]])
+
+
+def test_an_axis_may_span_slices_and_devices_of_one():
+    keys = {
+        "dcn_data_parallelism": 1,
+        "dcn_fsdp_parallelism": 2,
+        "ici_fsdp_parallelism": 2,
+        "ici_expert_parallelism": 2,
+    }
+    shape, ids = ids_of(small_config(**keys), far_devices(8, slice_index=4))
+    assert shape == {"data": 1, "fsdp": 4, "expert": 2, "tensor": 1}
+    np.testing.assert_array_equal(ids[0, :, :, 0], [[0, 1], [2, 3], [4, 5], [6, 7]])
+
+
+def test_processes_are_slices_where_the_keys_ask_for_some():
+    devices = far_devices(8, process_index=4)
+    assert create_mesh(small_config(), devices).shape["fsdp"] == 8
+    keys = {"dcn_data_parallelism": 1, "dcn_tensor_parallelism": 2}
+    shape, ids = ids_of(small_config(**keys), devices)
+    assert shape == {"data": 1, "fsdp": 4, "expert": 1, "tensor": 2}
+    np.testing.assert_array_equal(ids[0, :, 0, :], [[0, 4], [1, 5], [2, 6], [3, 7]])
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            {"dcn_data_parallelism": 3},
+            r"^dcn_data_parallelism 3 x .* does not use exactly the 2 slices present: make the product 2, or set one",
+        ),
+        ({"dcn_data_parallelism": 1}, "does not use exactly the 2 slices present"),
+        ({"ici_fsdp_parallelism": 8}, "does not use exactly the 4 devices of a slice present: make the product 4"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused_with_their_numbers(keys, sentence):
+    with pytest.raises(UserError, match=sentence):
+        create_mesh(small_config(**keys), far_devices(8, slice_index=4))
+
+
+def test_slices_in_a_single_process_without_any_are_refused():
+    with pytest.raises(UserError, match="dcn_tensor_parallelism 2 does not use exactly the 1 slices present"):
+        create_mesh(small_config(dcn_tensor_parallelism=2))
+
+
 def test_weights_lie_where_the_rules_say():
     specs = specs_of(mesh_of(fsdp=2, tensor=2))
     expected = {
-        "model.embed_tokens.weight": ("tensor", "fsdp"),
-        "lm_head.weight": ("tensor", "fsdp"),
+        "model.embed_tokens.weight": (("tensor", "fsdp"), None),
+        "lm_head.weight": (("tensor", "fsdp"), None),
         "model.norm.weight": (None,),
         "model.layers.*.self_attn.q_proj.weight": (None, "tensor", "fsdp"),
         "model.layers.*.self_attn.k_proj.weight": (None, "tensor", "fsdp"),
@@ -82,31 +132,82 @@ def test_weights_lie_where_the_rules_say():
     assert {key: specs[key] for key in expected} == {key: PartitionSpec(*spec) for key, spec in expected.items()}
 
 
-def test_experts_are_shared_out_over_their_axis():
-    specs = specs_of(mesh_of(expert=4), num_experts=4)
-    assert specs["model.layers.*.mlp.experts.*.up_proj.weight"] == PartitionSpec(None, "expert", None, None)
-    assert specs["model.layers.*.mlp.gate.weight"] == PartitionSpec(None, None, None)
+def test_experts_are_shared_out_over_their_axis_and_all_else_is_cut_by_it():
+    specs = specs_of(far_mesh(fsdp=2, expert=4), num_experts=4)
+    assert specs["model.layers.*.mlp.experts.*.up_proj.weight"] == PartitionSpec(None, "expert", None, "fsdp")
+    assert specs["model.layers.*.mlp.experts.*.down_proj.weight"] == PartitionSpec(None, "expert", "fsdp", None)
+    assert specs["model.layers.*.mlp.gate.weight"] == PartitionSpec(None, None, ("fsdp", "expert"))
+    assert specs["model.layers.*.self_attn.q_proj.weight"] == PartitionSpec(None, None, ("fsdp", "expert"))
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"data": 4}, {"expert": 4}])
-def test_every_weight_is_cut_by_just_the_axes_that_its_rules_name(sizes):
-    mesh = mesh_of(**sizes)
-    table = thinker_table(thinker_spec(small_config(num_experts=4)))
-    for key, weight in table.items():
-        sharding = weight_sharding(mesh, key, weight.shape, weight.axes)
-        parts = [mesh.shape[WEIGHT_RULES[axis]] if axis and WEIGHT_RULES[axis] else 1 for axis in weight.axes]
-        expected = tuple(size // part for size, part in zip(weight.shape, parts, strict=True))
-        assert sharding.shard_shape(weight.shape) == expected, key
+def test_data_parallelism_repeats_every_weight():
+    assert all(not any(spec) for spec in specs_of(far_mesh(data=8), num_experts=4).values())
 
 
-def test_a_dimension_that_does_not_divide_is_refused_with_the_sizes_that_work():
-    mesh = mesh_of(tensor=4)
-    with pytest.raises(
-        UserError,
-        match=r"^lm_head\.weight: dimension vocab of size 30 does not divide over ici_tensor_parallelism 4; "
-        r"sizes that work: \[1, 2, 3, 5, 6\]\.$",
-    ):
-        weight_sharding(mesh, "lm_head.weight", (30, 8), ("vocab", "embed"))
+def tables():
+    """Tables of every kind, by name."""
+    kinds = {"dense": {}, "experts": {"num_experts": 4}, "tied": {"logits_via_embedding": True}}
+    made = {name: thinker_table(thinker_spec(small_config(**changes))) for name, changes in kinds.items()}
+    adapted = lora_table(made["dense"], rank=2, targets=["*_proj", "*.fc*", "*.conv_out", "*.proj*", "lm_head"])
+    assert {"lm_head.lora_B.weight", "audio_tower.proj2.lora_A.weight"} < set(adapted)
+    return made | {"adapters": adapted}
+
+
+def test_every_rule_is_used_and_every_axis_has_one():
+    named = {axis for table in tables().values() for weight in table.values() for axis in weight.axes if axis}
+    assert named == set(mesh_module.WEIGHT_RULES)
+
+
+def test_weights_of_every_kind_can_be_cut_by_all_axes_at_once():
+    mesh = far_mesh(data=2, fsdp=2, expert=2, tensor=2)
+    for table in tables().values():
+        for key, weight in table.items():
+            sharding_of(mesh, key, weight)
+
+
+def test_an_axis_without_a_rule_is_an_error():
+    with pytest.raises(KeyError, match="breadth"):
+        weight_sharding(far_mesh(fsdp=2), "w", (4, 4), ("embed", "breadth"))
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_two_dimensions_that_want_one_mesh_axis_are_refused_where_it_is_used(used):
+    mesh = far_mesh(expert=2 if used else 1, tensor=2)
+    weight = ("w", (4, 6, 8), ("expert", "mlp", "embed"))
+    if used:
+        with pytest.raises(UserError, match=r"^w: dimensions expert and embed both want the mesh axis expert: give"):
+            weight_sharding(mesh, *weight)
+    else:
+        assert weight_sharding(mesh, *weight).spec == PartitionSpec(None, "tensor", None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "unit", "mesh", "told"),
+    [
+        ((1280, 64), ("audio_heads", None), 64, {"tensor": 8}, "20 audio_heads can not be cut into 8 equal parts .*4:"),
+        ((1280, 64), ("audio_heads", None), 64, {"fsdp": 4, "tensor": 3}, "20 audio_heads .* 3 .* 12 .* 2 and 4:"),
+        ((512, 64), ("kv_heads", None), 128, {"fsdp": 4, "tensor": 8}, "4 kv_heads .* 8 equal parts .* nearest are 4:"),
+        (
+            (30, 8),
+            ("vocab", None),
+            1,
+            {"fsdp": 4, "expert": 3},
+            r"30 vocab .* 12 equal parts \(fsdp 4 x expert 3\); .* nearest are 6: change "
+            r"ici_fsdp_parallelism or ici_expert_parallelism \(or dcn",
+        ),
+        ((6, 8), ("expert", None), 1, {"expert": 4}, "6 expert can not .* 4 devices the nearest are 2: change ici_exp"),
+    ],
+    ids=["audio heads", "audio heads over 3", "KV heads", "vocabulary", "experts"],
+)
+def test_what_does_not_divide_is_refused_with_the_sizes_that_work(shape, axes, unit, mesh, told):
+    with pytest.raises(UserError, match=rf"^w: {told}"):
+        weight_sharding(far_mesh(**mesh), "w", shape, axes, unit=unit)
+
+
+def test_heads_stay_whole():
+    """Rows would divide, heads do not."""
+    with pytest.raises(UserError, match="2 audio_heads can not be cut into 4 equal parts"):
+        specs_of(mesh_of(tensor=4))
 
 
 @pytest.mark.parametrize(
