@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check parity plans plan-tables checkpoints lock clean
+.PHONY: install demo test check parity plans plan-tables bench checkpoints lock clean
 .DEFAULT_GOAL := install
 
 # Everything pinned and hashed; the package itself is installed in place.
@@ -44,6 +44,10 @@ plans: install
 # Writes docs/plans.md again: all plans of the page, half an hour on two cores.
 plan-tables: install
 	$(BIN)/python scripts/plan_tables.py
+
+# Writes docs/benchmarks.md again: ours and transformers by turns, an hour or two on two cores that are free.
+bench: install .parity/installed
+	$(BIN)/python benchmarks/run.py
 
 # Random checkpoints of true shapes (12 GB of disk): made, read, used, written; AUDIO=clip.wav is transcribed.
 checkpoints: install

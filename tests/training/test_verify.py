@@ -191,7 +191,7 @@ def test_a_tower_that_ignores_audio_fails(trainer, built):
     def deaf(score):
         return lambda weights, groups, audio: score(weights, groups, audio._replace(features=audio.features * 0))
 
-    finding = hearing.audio_is_heard(with_program(trainer, "_score_program", deaf), built.batch)
+    finding = hearing.audio_is_heard(with_program(trainer, "score_program", deaf), built.batch)
     assert not finding.passed
     assert "by 0 to 0;" in finding.measured
 
@@ -203,7 +203,7 @@ def test_a_tower_that_hears_padding_fails(trainer, built):
 
         return all_frames_real
 
-    broken = with_program(trainer, "_score_program", leaking)
+    broken = with_program(trainer, "score_program", leaking)
     assert not hearing.padding_changes_nothing(broken, built.batch).passed
     assert hearing.audio_is_heard(broken, built.batch).passed
 
@@ -290,7 +290,7 @@ def test_a_loss_that_is_nan_fails(trainer, built):
 
         return program
 
-    checks = checklist(with_program(trainer, "_gradients_program", poisoned), built.engine, WER)
+    checks = checklist(with_program(trainer, "gradients_program", poisoned), built.engine, WER)
     assert "raised FloatingPointError" in measured(checks, "loss is finite")
     assert "Update 1 has loss nan" in measured(checks, "loss is finite")
     assert "loss is finite" in failed(checks)
@@ -302,7 +302,7 @@ def test_a_loss_that_is_nan_fails(trainer, built):
 def test_an_optimizer_with_rate_zero_fails_in_loss_and_weights(config, trainer, built):
     learner = copy.copy(trainer.learner)
     learner._optimizer = create_optimizer(config.model_copy(update={"learning_rate": 0.0}))
-    learner.__dict__.pop("_apply_program", None)
+    learner.__dict__.pop("apply_program", None)
     checks = checklist(replace(trainer, learner=learner), built.engine, WER)
     assert failed(checks) == {"loss changes", "weights change unless frozen"}
     assert measured(checks, "weights change unless frozen").startswith("0 of 14 tensors that learn changed")

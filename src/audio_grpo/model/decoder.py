@@ -91,7 +91,7 @@ def project(spec: DecoderSpec, w: Weights, stream: Stream, place: Placement) -> 
     y = rms_norm(stream.x, w["input_layernorm.weight"], spec.norm_eps)
 
     def heads(name: str) -> Float[Array, "S Q heads N"]:
-        flat = linear(w, f"self_attn.{name}_proj", y)
+        flat = linear(w, f"self_attn.{name}_proj", y, wide=place.cuts_width)
         return place(flat.reshape(*y.shape[:2], -1, spec.head_width), "cached", None, "heads", None)
 
     def rotated(name: str) -> Float[Array, "S Q heads N"]:
@@ -114,5 +114,6 @@ def finish_layer(
 def _mlp(spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"], place: Placement) -> Float[Array, "S Q D"]:
     if spec.experts:
         return experts_mlp(spec, w, y.reshape(-1, spec.width), place).reshape(y.shape)
-    inner = jax.nn.silu(linear(w, "mlp.gate_proj", y)) * linear(w, "mlp.up_proj", y)
+    gate, up = (linear(w, f"mlp.{name}_proj", y, wide=place.cuts_width) for name in ("gate", "up"))
+    inner = jax.nn.silu(gate) * up
     return linear(w, "mlp.down_proj", place(inner, "batch", None, "mlp"))

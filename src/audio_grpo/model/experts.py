@@ -39,7 +39,7 @@ def experts_mlp(
     spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"], place: Placement
 ) -> Float[Array, "tokens D"]:
     """Weighted sum of each token's top experts, down(silu(gate x) · up x)."""
-    routed = (x, *_route(spec, w, x))
+    routed = (x, *_route(spec, w, x, wide=place.cuts_width))
     gate, up, down = (w[name].astype(x.dtype) for name in _MATRICES)
     matrices = (gate, up, down)
     mesh = place.mesh
@@ -68,9 +68,9 @@ def tokens_travel(spec: DecoderSpec, tokens: int, shards: int) -> bool:
 
 
 def _route(
-    spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"]
+    spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"], *, wide: bool
 ) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
-    probabilities = jax.nn.softmax(linear(w, "mlp.gate", x).astype(jnp.float32), axis=-1)
+    probabilities = jax.nn.softmax(linear(w, "mlp.gate", x, wide=wide).astype(jnp.float32), axis=-1)
     shares, chosen = jax.lax.top_k(probabilities, spec.experts_per_token)
     if spec.norm_topk:
         shares = shares / shares.sum(axis=-1, keepdims=True)
@@ -102,7 +102,8 @@ def _few_tokens(
     """One device's share where every device has all tokens and its part of every weight, and keeps it."""
     first = jax.lax.axis_index("expert") * matrices[0].shape[0]
     y = _own_experts(spec, matrices, place.platform, routed, first=first, width_axis="fsdp")
-    return jax.lax.psum_scatter(jax.lax.psum(y, "tensor"), "expert", scatter_dimension=1, tiled=True)
+    y = jax.lax.psum(y.astype(jnp.float32), "tensor")
+    return jax.lax.psum_scatter(y, "expert", scatter_dimension=1, tiled=True).astype(routed[0].dtype)
 
 
 def _own_experts(

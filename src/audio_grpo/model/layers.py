@@ -7,17 +7,21 @@ from jaxtyping import Array, Float, Int
 from audio_grpo.model.table import Weights
 
 
-def linear(weights: Weights, name: str, x: Float[Array, "*N D"]) -> Float[Array, "*N O"]:
-    """`x` times the transposed `{name}.weight` [O, D], plus `{name}.bias` and the adapter's part where there are."""
-    y = _product(x, weights[f"{name}.weight"])
+def linear(weights: Weights, name: str, x: Float[Array, "*N D"], *, wide: bool = False) -> Float[Array, "*N O"]:
+    """`x` times the transposed `{name}.weight` [O, D], plus `{name}.bias` and the adapter's part where there are.
+
+    `wide` products leave their device in float32: where D is cut over devices, rounded parts of a sum would add up.
+    """
+    y = _product(x, weights[f"{name}.weight"], wide)
     if f"{name}.lora_A.weight" in weights:
-        y = y + _product(_product(x, weights[f"{name}.lora_A.weight"]), weights[f"{name}.lora_B.weight"])
+        y = y + _product(_product(x, weights[f"{name}.lora_A.weight"], wide), weights[f"{name}.lora_B.weight"], wide)
     bias = weights.get(f"{name}.bias")
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _product(x: Float[Array, "*N D"], weight: Float[Array, "O D"]) -> Float[Array, "*N O"]:
-    return jnp.einsum("...d,od->...o", x, weight.astype(x.dtype))
+def _product(x: Float[Array, "*N D"], weight: Float[Array, "O D"], wide: bool) -> Float[Array, "*N O"]:
+    dtype = jnp.float32 if wide else None
+    return jnp.einsum("...d,od->...o", x, weight.astype(x.dtype), preferred_element_type=dtype).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*N D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*N D"]:

@@ -51,6 +51,11 @@ class Placement:
         return 1 if self.mesh is None else math.prod(self.mesh.shape[name] for name in self.rules[axis])
 
     @property
+    def cuts_width(self) -> bool:
+        """Whether devices hold parts of the model width, and so parts of the sums over it."""
+        return self.size("embed") > 1
+
+    @property
     def platform(self) -> str:
         """Where programs run, e.g. "cpu" or "tpu"."""
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform

@@ -1,0 +1,89 @@
+"""Our side of a whole GRPO iteration: rollout, reference scoring and policy update of one workload."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ours import config_of, random_weights, special_of
+from reference_work import Work, answers, requests
+from worker import Job, peak_bytes, serve, timed
+
+from audio_grpo.grpo import LossSettings, Rollout, generate_offline_completions, grpo_loss_fn, token_weights
+from audio_grpo.rollout import OfflineEngine
+from audio_grpo.training.programs import create_learner
+from audio_grpo.training.session import create_session
+from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch
+
+
+class Iteration:
+    """A policy, its reference, its optimizer and one batch."""
+
+    def __init__(self, work: Work) -> None:
+        config, special = config_of(work, warmup_steps_fraction=0.0), special_of(work)
+        self._session = replace(create_session(config), special=special)
+        settings = LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)
+        loss = partial(grpo_loss_fn, settings=settings)
+        self._learner = create_learner(self._session, "grpo", loss, temperature=config.decode_sampling_temperature)
+        self._reference = random_weights()
+        trainable = {key: self._reference[key].copy() for key in self._session.trainable}
+        self._frozen = {key: value for key, value in self._reference.items() if key not in trainable}
+        self._state = self._learner.start(trainable)
+        self._engine = OfflineEngine(config, self._reference, special=special)
+        asked = requests(work, special.audio_pad)
+        self._ids = [request.id for request in asked]
+        lengths = np.asarray([request.true_length for request in asked], np.int32)
+        self._prompts = PromptBatch(np.stack([request.tokens for request in asked]), lengths)
+        features = np.stack([request.audio_features for request in asked])
+        self._audio = AudioBatch(features, np.full(len(asked), features.shape[2], np.int32))
+        self._answers = answers(work)
+
+    def iterate(self, seed: int) -> dict[str, Any]:
+        """A whole iteration, each phase until its results are there; what was sampled makes place for given answers."""
+        peaks = {"start": peak_bytes()}
+        self._engine.weights = {**self._frozen, **self._state.trainable}
+        seconds, self._rollout = timed(partial(self._sampled, seed))
+        self._engine.weights = {}  # the update takes the policy's buffers for its results
+        peaks["rollout"] = peak_bytes()
+        learned = self.learn()
+        return {"rollout": seconds, **learned, "peaks": {**peaks, **learned["peaks"]}}
+
+    def learn(self) -> dict[str, Any]:
+        """Reference scoring and policy update on the newest rollout's clips."""
+        scoring_seconds, batch = timed(self._scored)
+        peaks = {"scoring": peak_bytes()}
+        update_seconds, norm = timed(partial(self._update, batch))
+        peaks["update"] = peak_bytes()
+        return {"scoring": scoring_seconds, "update": update_seconds, "gradient_norm": norm, "peaks": peaks}
+
+    def _sampled(self, seed: int) -> Rollout:
+        return generate_offline_completions(self._engine, self._prompts, self._audio, self._ids, seed=seed)
+
+    def _scored(self) -> GroupBatch:
+        tokens, advantages = self._answers
+        mask = np.ones(tokens.shape, bool)
+        batch = GroupBatch(
+            prompts=self._prompts,
+            completion_tokens=tokens,
+            mask=mask,
+            advantages=advantages,
+            token_weights=token_weights(mask, "grpo"),
+        )
+        scores = self._learner.score(self._reference, batch, self._rollout.heard)
+        return batch._replace(reference_log_probs=np.asarray(scores.log_probs))
+
+    def _update(self, batch: GroupBatch) -> float:
+        gradients, _ = self._learner.gradients(self._state.trainable, self._frozen, batch, self._rollout.heard)
+        self._state, norm = jax.block_until_ready(self._learner.apply(self._state, gradients))
+        return float(norm)
+
+
+def _start(work: Mapping[str, Any]) -> Mapping[str, Job]:
+    iteration = Iteration(Work(**work))
+    return {"iterate": iteration.iterate, "learn": iteration.learn}
+
+
+if __name__ == "__main__":
+    serve(_start)
