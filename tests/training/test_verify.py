@@ -15,6 +15,7 @@ from audio_grpo.data import create_audio_data_iterator, stages, synthesize
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import learner as learner_module
 from audio_grpo.rewards import RewardFunction, resolve_reward
+from audio_grpo.rollout.compiled import EnginePrograms
 from audio_grpo.training.batches import audio_of
 from audio_grpo.training.grpo_loop import generate_completions, learner_batch, setup_train_loop
 from audio_grpo.training.optimizer import create_optimizer
@@ -228,7 +229,7 @@ def test_completions_without_text_fail(built):
 def test_an_engine_with_another_temperature_than_the_learners_fails(trainer, built):
     engine = copy.copy(built.engine)
     engine.settings = replace(engine.settings, sampling=replace(engine.settings.sampling, temperature=0.8))
-    engine._programs.__dict__.pop("burst")
+    engine._programs = EnginePrograms(engine.spec, engine.settings, engine.special, engine._mesh)
     rollout = generate_completions(trainer, engine, built.batch, 1)
     learned = learner_batch(trainer, built.batch, rollout, practice.made_up_advantages(4, 3))
     assert not sampling.sampler_and_learner_agree(trainer, *learned).passed
