@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from audio_grpo.model.grouped import pallas
 from audio_grpo.plan.collectives import collective_bytes
 from audio_grpo.plan.cost import program_cost
 from audio_grpo.plan.flops import Counting, program_flops
@@ -317,3 +318,13 @@ def test_a_sharded_gradient_compiled_for_tpu_moves_its_weights_three_times(name)
     assert 2 * kept < found.memory_traffic < 12 * kept
     assert (layers, rows // 4, width) in {buffer.dims for buffer in found.buffers}
     assert rows not in found.dimensions()
+
+
+def test_a_grouped_kernel_counts_the_share_of_its_rows_that_it_computes():
+    def product(x, sizes, matrices):
+        return pallas(256, sizes).product(x, matrices)
+
+    shapes = (array(256, 128), jax.ShapeDtypeStruct((4,), jnp.int32), array(4, 128, 128))
+    jaxpr = jax.jit(product).trace(*shapes).jaxpr
+    assert program_flops(jaxpr, Counting(platform="tpu")) == 2 * 256 * 128 * 128
+    assert program_flops(jaxpr, Counting(platform="tpu", routed_share=0.25)) == 2 * 256 * 128 * 128 / 4

@@ -20,6 +20,10 @@ class Counting:
     """Share of its rows that a kernel for grouped products computes: those of a chip's own experts."""
 
 
+_GROUPED = ("gmm", "tgmm")
+"""Functions of JAX's megablox, whose estimates count all rows."""
+
+
 def program_flops(jaxpr: ClosedJaxpr, counting: Counting) -> float:
     """FLOPs of matrix products and convolutions, over all devices; elementwise work is left out.
 
@@ -40,13 +44,13 @@ def _equation_flops(equation: JaxprEqn, counting: Counting) -> float:
     if kind in _PRODUCTS:
         return _PRODUCTS[kind](equation)
     if kind == "pallas_call" and params["cost_estimate"] is not None:
-        share = counting.routed_share if "gmm" in str(params.get("name", "")) else 1.0
-        return share * params["cost_estimate"].flops
+        return params["cost_estimate"].flops
     if kind == "cond":
         chosen = _branches(params["branches"], params.get("branches_platforms"), counting.platform)
         return max(_flops(branch.jaxpr, counting) for branch in chosen)
     inner = sum(_flops(jaxpr, counting) for jaxpr in jaxprs_in_params(params))
-    return inner and inner * _repeats(kind, params, counting.while_steps)
+    share = counting.routed_share if params.get("name") in _GROUPED else 1.0
+    return inner and inner * share * _repeats(kind, params, counting.while_steps)
 
 
 def _branches(branches: Sequence[ClosedJaxpr], platforms: Sequence[Any] | None, platform: str) -> Sequence[ClosedJaxpr]:
