@@ -169,7 +169,7 @@ def test_sharded_reading_gives_the_same_weights(kind: str, mesh: dict[str, int],
     query = sharded["model.layers.*.self_attn.q_proj.weight"]
     whole = query.shape[1] * query.shape[2]
     shard = query.addressable_shards[0].data.shape
-    assert whole == shard[1] * shard[2] * mesh.get("tensor", 1) * mesh.get("fsdp", 1)
+    assert whole == shard[1] * shard[2] * np.prod([mesh.get(axis, 1) for axis in ("tensor", "fsdp", "expert")])
 
 
 def test_weights_are_cast_as_they_are_read(folders: dict[str, Path]) -> None:

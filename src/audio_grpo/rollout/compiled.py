@@ -13,6 +13,7 @@ from audio_grpo.parallel.mesh import batch_sharding
 from audio_grpo.rollout import programs
 from audio_grpo.rollout.settings import EngineSettings, WorkloadShape
 from audio_grpo.rollout.sharding import report_sharding, state_sharding
+from audio_grpo.rollout.state import DecodeState, empty_state
 from audio_grpo.types import SpecialTokens
 
 
@@ -41,11 +42,11 @@ class EnginePrograms:
         shardings = (self.state_sharding, report_sharding(self._mesh))
         return jax.jit(program, donate_argnums=2, out_shardings=shardings)
 
-    def empty_state(self, shape: WorkloadShape) -> programs.DecodeState:
+    def empty_state(self, shape: WorkloadShape) -> DecodeState:
         """A state in which nothing decodes."""
         return self._empty(shape)
 
-    def abstract_state(self, shape: WorkloadShape) -> programs.DecodeState:
+    def abstract_state(self, shape: WorkloadShape) -> DecodeState:
         """Shapes, dtypes and shardings of that state, without its data."""
         state = jax.eval_shape(partial(self._build_state, shape))
         return jax.tree.map(
@@ -56,8 +57,8 @@ class EnginePrograms:
     def _empty(self) -> Callable[..., Any]:
         return jax.jit(self._build_state, static_argnums=0, out_shardings=self.state_sharding)
 
-    def _build_state(self, shape: WorkloadShape) -> programs.DecodeState:
-        return programs.empty_state(
+    def _build_state(self, shape: WorkloadShape) -> DecodeState:
+        return empty_state(
             self._spec,
             parts=shape.parts,
             rows=shape.rows,
@@ -68,6 +69,6 @@ class EnginePrograms:
         )
 
     @cached_property
-    def state_sharding(self) -> programs.DecodeState:
+    def state_sharding(self) -> DecodeState:
         """A sharding for each array of the state."""
         return state_sharding(self._mesh)

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 
 from audio_grpo.model.table import Weights
 from audio_grpo.rollout.compiled import EnginePrograms
-from audio_grpo.rollout.programs import DecodeState, NewPrompts, Outputs, Queue, Report
 from audio_grpo.rollout.scheduler import Prefill, Scheduler
 from audio_grpo.rollout.settings import WorkloadShape
+from audio_grpo.rollout.state import DecodeState, NewPrompts, Outputs, Queue, Report
 from audio_grpo.types import Completion, FinishReason, PromptBatch, RequestResult
 
 CANCELLED = "cancelled"

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from audio_grpo.model.decoder import KeysValues
 from audio_grpo.parallel.activations import FEW_TOKENS
 from audio_grpo.parallel.mesh import BATCH_AXES, batch_sharding, replicated
-from audio_grpo.rollout.programs import DecodeState, Outputs, Prompts, Report, Slots, Work
+from audio_grpo.rollout.state import DecodeState, Outputs, Prompts, Report, Slots, Work
 
 
 def state_sharding(mesh: Mesh) -> DecodeState:

@@ -15,8 +15,8 @@ from audio_grpo.model.experts import tokens_travel
 from audio_grpo.model.spec import compute_dtype
 from audio_grpo.parallel.mesh import batch_sharding, batch_shards, replicated
 from audio_grpo.rollout.compiled import EnginePrograms
-from audio_grpo.rollout.programs import NewPrompts, Queue
 from audio_grpo.rollout.settings import WorkloadShape, engine_settings, workload_shape
+from audio_grpo.rollout.state import NewPrompts, Queue
 from audio_grpo.training.optimizer import create_optimizer
 from audio_grpo.training.session import Session
 from audio_grpo.training.telemetry import Phase
