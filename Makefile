@@ -61,4 +61,4 @@ lock:
 		--no-emit-index-url --no-annotate --no-header -o parity/requirements.txt
 
 clean:
-	rm -rf .venv .parity demo runs checkpoints
+	rm -rf .venv .parity demo

@@ -18,9 +18,9 @@ What `audio-grpo plan` says of the published models on Cloud TPU slices; `make p
 Programs are compiled by TPU's own compiler for slices that are not there. Arguments and temporaries are the compiler's,
 GiB of each chip; the total adds what else lies in memory then: all weights, the optimizer's state, the reference,
 caches. FLOPs and bytes are of each chip and one run, loops multiplied out; seconds are the least that all runs of a
-step can take by the chip's peaks, so a real step takes longer. Rows of expert kernels are counted as if experts were
-chosen evenly. Clips are 30 s long, and all completions have their full length. The largest values, of the first
-plan, come from a line through two compilations. Where a plan does not fit it says what would.
+step can take by the chip's peaks, so a real step takes longer. Rows of Pallas kernels for experts are counted as if
+experts were chosen evenly. Clips and completions have the greatest length that is configured. The largest values, of
+the first plan, come from a line through two compilations. Where a plan does not fit it says what would.
 """
 
 

@@ -62,18 +62,20 @@ def start(engine, requests):
     return engine._generation_of(requests, None, None, None)
 
 
-def test_cancelled_requests_end_alone_whether_they_wait_or_decode(engine):
+@pytest.mark.parametrize("dropped", [[11], [1], [2], [3], [1, 2, 3], [2, 3, 4, 5, 11], list(range(1, 12))])
+def test_cancelled_requests_end_alone_whether_they_wait_are_queued_or_decode(engine, dropped):
+    """Four slots, four rows: prompts 1 to 3 decode or are queued when prompt 0 is done, later ones wait."""
     expected = engine.batch_inference(REQUESTS)
     generation = start(engine, REQUESTS)
     results = {}
     for i, result in generation:
         if not results:
-            generation.cancel(11)  # waits
-            decoding = next(p for p in range(12) if p != i)
-            generation.cancel(decoding)
+            assert i == 0
+            for prompt in dropped:
+                generation.cancel(prompt)
         results[i] = result
     assert sorted(results) == list(range(12))
-    assert {i for i, result in results.items() if result.error == CANCELLED} == {11, decoding}
+    assert {i for i, result in results.items() if result.error == CANCELLED} == set(dropped)
     for i, result in results.items():
         if result.error is None:
             for a, b in zip(result.completions, expected[i].completions, strict=True):

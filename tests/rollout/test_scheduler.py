@@ -28,7 +28,7 @@ def test_every_prompt_gets_a_row_once_and_the_queue_names_it_in_order(parts, row
             busy = sum(1 for p, _ in residents if p == part)
             for place in range(len(lined_up[part]) - busy, len(lined_up[part])):
                 assert ring[part, place % rows] == lined_up[part][place]
-        assert len(residents) == min(parts * rows, len(residents))
+        assert len(residents) <= parts * rows
         # The device works in order, but completions of different lengths end in any order.
         for part, row in data.draw(st.sets(st.sampled_from(sorted(residents)), min_size=1)):
             scheduler.free(part, row)

@@ -1,7 +1,8 @@
 """The device mesh, and the rules that place the logical axes of weights and activations on it.
 
-Four mesh axes, after MaxText's: `data` repeats all weights, `fsdp` cuts every weight's model width, `expert` cuts the
-experts and, of all other weights, the model width too, `tensor` cuts heads, MLP widths and the vocabulary. Each is the
+Four mesh axes, after MaxText's: `data` repeats all weights, `fsdp` cuts every matrix's model width, `expert` cuts the
+experts and, of all other matrices, the model width too, `tensor` cuts heads and MLP widths; embedding and head are cut
+along the vocabulary by all three. Each is the
 product of `ici_*_parallelism` (chips of one slice) and `dcn_*_parallelism` (slices).
 
 One layout of the weights serves two layouts of activations. Where there are many tokens (tower, prefill, scoring,

@@ -32,7 +32,8 @@ def plan_chart(plan: RunPlan) -> str:
     _legend(svg)
     _memory(svg, plan)
     top = _TOP + rows * _ROW + 56
-    _text(svg, 12, top, f"Least time of a step: {plan.step_seconds:.2f} s, by program and what bounds it", bold=True)
+    told = "" if math.isnan(plan.step_seconds) else f": {plan.step_seconds:.2f} s"
+    _text(svg, 12, top, f"Least time of a step{told}, by program and what bounds it", bold=True)
     _times(svg, plan, top + 16)
     return ElementTree.tostring(svg, encoding="unicode")
 

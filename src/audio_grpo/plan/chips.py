@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from audio_grpo.errors import UserError
 from audio_grpo.training.memory import GIB, device_memory
 
 
@@ -67,7 +68,10 @@ def local_chip(dtype: DTypeLike) -> Chip:
     # In place, for fresh memory costs more than the copy does.
     bandwidth = 2 * long.nbytes / _seconds(jax.jit(lambda x: x + 1, donate_argnums=0), long)
     shares = jax.local_device_count() if on_cpu else 1
-    return Chip(device.device_kind, device_memory(device), flops / shares, bandwidth / shares, bandwidth, 1)
+    memory = device_memory(device)
+    if memory is None:
+        raise UserError(f"{device.device_kind} does not tell its memory: name a TPU slice with --topology.")
+    return Chip(device.device_kind, memory, flops / shares, bandwidth / shares, bandwidth, 1)
 
 
 def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:

@@ -27,10 +27,10 @@ def limits(planner: Planner, config: Config, plan: RunPlan) -> list[Limit]:
     Clips weigh by their positions: what another prompt takes in the backward pass, it takes by prompt and completion
     tokens alike, and the tower's and the prefill's arrays grow with the clip.
     """
-    batch, slots = config.per_device_batch_size, config.max_slots
+    batch, slots = config.per_device_batch_size, plan.work.shape.slots
     more_prompts = planner.plan(_changed(config, {"per_device_batch_size": 2 * batch}), phases=["gradients"])
     more_slots = planner.plan(
-        _changed(config, {"max_slots": 2 * slots} | _enough_prompts(config, plan)), phases=["decode burst"]
+        _changed(config, {"max_slots": 2 * config.max_slots} | _enough_prompts(config, plan)), phases=["decode burst"]
     )
     for_prompts = _growth(plan, more_prompts) / batch
     positions = plan.work.prompt_length + plan.work.generations * plan.work.completion_length
@@ -42,7 +42,12 @@ def limits(planner: Planner, config: Config, plan: RunPlan) -> list[Limit]:
     }
     return [
         _limit(plan, "per_device_batch_size", batch, {"gradients": for_prompts}),
-        _limit(plan, "max_slots", slots, {"decode burst": _growth(plan, more_slots) / slots}),
+        _limit(
+            plan,
+            "max_slots",
+            slots,
+            {"decode burst": _growth(plan, more_slots) / (more_slots.work.shape.slots - slots)},
+        ),
         _limit(plan, "audio_max_seconds", seconds, for_seconds),
     ]
 
@@ -97,7 +102,7 @@ def remedies(config: Config, plan: RunPlan) -> Iterator[str]:
     larger = [
         topology
         for topology in map(parse_topology, topology_names())
-        if topology.chip == plan.chip and spread / topology.chips < 0.8 * memory
+        if topology.chip == plan.chip and topology.chips > plan.chips and spread / topology.chips < 0.8 * memory
     ]
     if larger:
         yield (

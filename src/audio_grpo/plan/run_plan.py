@@ -30,7 +30,8 @@ class ProgramPlan:
     held: int
     """In memory beside what the program makes: all weights, the optimizer's state, its other arguments, caches."""
     made: int
-    """Temporaries, results that take no argument's place, and code; where the compiler refuses it, what it told."""
+    """Temporaries, results that take no argument's place, and code; of a program that the compiler refuses for its
+    size, what it told, arguments included."""
     cost: ProgramCost | None
     """None where the compiler refuses the program for its size."""
     roofline: Roofline | None
@@ -146,7 +147,12 @@ class Planner:
             compiled = compile_ahead(traced.lower())
         except jax.errors.JaxRuntimeError as error:
             return ProgramPlan(
-                phase=program.phase, runs=program.runs, held=0, made=_refused_size(error), cost=None, roofline=None
+                phase=program.phase,
+                runs=program.runs,
+                held=max(0, held - bytes_per_device(program.arguments)),
+                made=_refused_size(error),
+                cost=None,
+                roofline=None,
             )
         mesh = program.session.mesh
         cost = program_cost(

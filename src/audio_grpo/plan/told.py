@@ -33,7 +33,7 @@ def plan_text(plan: RunPlan, limits: Sequence[Limit], remedies: Sequence[str]) -
             f"least time of a step {plan.step_seconds:.3g} s: {plan.tokens_per_second:.0f} tokens and "
             f"{plan.clips_per_second:.3g} clips a second",
         ]
-    lines += [f"{limit.key} {limit.now:g}: at most about {_largest(limit)} fits" for limit in limits]
+    lines += [f"{limit.key} {limit.now:g}: at most about {_largest(plan, limit)} fits" for limit in limits]
     lines += ["fits" if plan.fits else "does not fit", *remedies]
     return "\n".join(lines)
 
@@ -95,10 +95,12 @@ def _program_json(program: ProgramPlan) -> dict[str, Any]:
     }
 
 
-def _largest(limit: Limit) -> str:
+def _largest(plan: RunPlan, limit: Limit) -> str:
+    """Rounded down to what can be set: a batch shares out whole prompts, which tensor parallelism shares."""
     if math.isinf(limit.largest):
         return "any number"
-    return f"{math.floor(limit.largest * 4) / 4:g}" if limit.key == "per_device_batch_size" else f"{int(limit.largest)}"
+    pieces = plan.mesh["tensor"] if limit.key == "per_device_batch_size" else 1
+    return f"{math.floor(limit.largest * pieces) / pieces:g}"
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int32
 
 from audio_grpo.audio import audio_token_count
 from audio_grpo.config import Config
+from audio_grpo.errors import UserError
 from audio_grpo.model.spec import ThinkerSpec, thinker_spec
 from audio_grpo.model.table import Weights
 from audio_grpo.parallel.mesh import batch_shards, single_device_mesh
@@ -75,6 +76,11 @@ class OfflineEngine:
 
         Closing the iterator ends all that is still being answered.
         """
+        if max_new_tokens is not None and (len(max_new_tokens) != len(inputs) or min(max_new_tokens, default=1) < 1):
+            raise UserError(
+                f"max_new_tokens {list(max_new_tokens)[:8]} must have one number of at least 1 for each of "
+                f"{len(inputs)} requests."
+            )
         sound = []
         for i, request in enumerate(inputs):
             problem = self._problem(request)

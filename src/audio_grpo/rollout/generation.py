@@ -88,7 +88,7 @@ class Generation:
         """Cancelled while they waited, and not yet told."""
 
     def cancel(self, prompt: int) -> None:
-        """End a prompt's completions; its result says so. One that is done stays as it is."""
+        """End a prompt's completions; its result says so, unless it was given out before."""
         if self._scheduler.cancel(prompt):
             self._dropped.append(prompt)
         self._cancelled.add(prompt)

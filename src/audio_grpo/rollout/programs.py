@@ -16,7 +16,7 @@ from audio_grpo.model.table import Weights
 from audio_grpo.model.thinker import extend, output_head, prefill
 from audio_grpo.parallel.activations import FEW_TOKENS, Placement
 from audio_grpo.rollout.sampler import Sampling, draw, drawable
-from audio_grpo.rollout.state import DecodeState, NewPrompts, Prompts, Queue, Report, Work
+from audio_grpo.rollout.state import DecodeState, NewPrompts, Outputs, Prompts, Queue, Report, Work
 
 
 def prefill_rows(
@@ -93,20 +93,24 @@ def decode_burst(
 
 
 def _cancel(state: DecodeState, queue: Queue) -> DecodeState:
-    slots, outputs = state.slots, state.outputs
-    cancelled = queue.cancelled.reshape(-1)
+    """End what decodes in cancelled rows; what still waits there ends when its turn comes, and the row with it."""
+    slots = state.slots
+    row = _global_row(state, slots.row)
+    ended = slots.active & queue.cancelled.reshape(-1)[row]
     return state._replace(
-        slots=slots._replace(active=slots.active & ~cancelled[_global_row(state, slots.row)]),
-        outputs=outputs._replace(
-            done=outputs.done | cancelled[:, None], limit=jnp.where(cancelled[:, None], 0, outputs.limit)
-        ),
+        slots=slots._replace(active=slots.active & ~ended), outputs=_done(state.outputs, ended, row, slots.sample)
     )
+
+
+def _done(outputs: Outputs, ended: Bool[Array, "S"], row: Int[Array, "S"], sample: Int[Array, "S"]) -> Outputs:
+    at = (jnp.where(ended, row, outputs.done.shape[0]), sample)
+    return outputs._replace(done=outputs.done.at[at].set(True, mode="drop"))
 
 
 def _refill(state: DecodeState, queue: Queue) -> DecodeState:
     """Give idle slots the next completions of their part's queue."""
-    slots, outputs = state.slots, state.outputs
-    parts, generations = queue.end.shape[0], outputs.done.shape[1]
+    slots = state.slots
+    parts, generations = queue.end.shape[0], state.outputs.done.shape[1]
     idle = ~slots.active.reshape(parts, -1)
     place = state.next[:, None] + jnp.cumsum(idle, axis=1) - 1
     taken = idle & (place < queue.end[:, None])
@@ -114,8 +118,7 @@ def _refill(state: DecodeState, queue: Queue) -> DecodeState:
     sample, begins = (place % generations).reshape(-1), taken.reshape(-1)
     row, sample = jnp.where(begins, row, slots.row), jnp.where(begins, sample, slots.sample)
     whole = _global_row(state, row)
-    # What was cancelled while it waited is passed over.
-    active = jnp.where(begins, ~outputs.done[whole, sample], slots.active)
+    dropped = begins & queue.cancelled.reshape(-1)[whole]
     fresh = jax.vmap(jax.random.fold_in)(state.prompts.key[whole], sample)
     return state._replace(
         slots=slots._replace(
@@ -124,8 +127,9 @@ def _refill(state: DecodeState, queue: Queue) -> DecodeState:
             row=row,
             sample=sample,
             length=jnp.where(begins, 0, slots.length),
-            active=active,
+            active=jnp.where(begins, ~dropped, slots.active),
         ),
+        outputs=_done(state.outputs, dropped, whole, sample),
         next=state.next + taken.sum(axis=1),
     )
 

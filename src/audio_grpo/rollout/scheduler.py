@@ -82,7 +82,7 @@ class Scheduler:
         return False
 
     def queue(self) -> tuple[Int32[np.ndarray, "P r"], Int32[np.ndarray, "P"], Bool[np.ndarray, "P r"]]:
-        """Ring, end and cancelled rows of each part, as `programs.Queue` has them."""
+        """Ring, end and cancelled rows of each part, as `state.Queue` has them."""
         ring = np.stack([part.ring for part in self._parts])
         end = np.asarray([part.lined_up * self._generations for part in self._parts], np.int32)
         return ring, end, self._cancelled.copy()

@@ -85,7 +85,7 @@ class Queue(NamedTuple):
     """r = R / P rows in the order in which they were filled."""
     end: Int[Array, "P"]
     cancelled: Bool[Array, "P r"]
-    """Rows whose completions are to end at once."""
+    """Rows whose completions are to end."""
 
 
 class Report(NamedTuple):

@@ -86,8 +86,8 @@ def place(mesh: Mesh, tree: Tree) -> Tree:
 def place_parts(mesh: Mesh, tree: Tree, count: int) -> Iterator[Tree]:
     """Cut every array along its first dimension into `count` equal parts, each placed on the mesh.
 
-    Each device keeps its rows: of those that it has of the whole, a part has the first, the second and so on. `join`
-    brings them back into order.
+    Each device keeps its rows: of those that it has of the whole, a part has the first, the second and so on.
+    `join_parts` brings them back into order.
 
     Raises:
         UserError: a part does not divide by the mesh's shards.

@@ -68,7 +68,7 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
     # Before the weights, which may take minutes: what does not divide or fit, and data that can not be read.
     check_divides(session.mesh, config.per_device_batch_size * session.mesh.size)
     _check_samplers_divide(session)
-    check_fits(session, with_reference=with_reference)
+    gather(lambda: check_fits(session, phase, with_reference=with_reference))
     shown = -(-config.log_completions // config.num_generations) if phase == "grpo" else 0
     share = reading_share(session.mesh, prompts_per_step(config, session.mesh.size), samples=shown)
     data = create_audio_data_iterator(config, session.mesh, share)

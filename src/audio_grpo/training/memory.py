@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from audio_grpo.errors import UserError
 from audio_grpo.training.programs import Abstract, Program, resident, run_programs
 from audio_grpo.training.session import Session
+from audio_grpo.training.telemetry import Phase
 
 GIB = 1 << 30
 
@@ -29,11 +30,14 @@ def bytes_per_device(tree: Abstract) -> int:
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def device_memory(device: Any) -> int:
-    """Bytes that programs may use: as the device tells; on CPU, RAM shared among this process's devices."""
+def device_memory(device: Any) -> int | None:
+    """Bytes that programs may use: as one of this process's devices tells, None where it does not.
+
+    On CPU, RAM shared among this process's devices.
+    """
     if device.platform == "cpu":
         return host_memory() // jax.local_device_count()
-    return device.memory_stats()["bytes_limit"]
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def host_memory() -> int:
@@ -44,11 +48,11 @@ def host_memory() -> int:
     return min([total, *(int(text) for text in texts if text.isdigit())])
 
 
-def check_fits(session: Session, *, with_reference: bool) -> None:
+def check_fits(session: Session, phase: Phase, *, with_reference: bool) -> None:
     """Refuse a run that a device's memory can not hold, before a weight is read.
 
-    What is kept from the first step to the last, and the gradients, are counted. Where they take more than half of the
-    memory the largest programs of GRPO are compiled too, which the run needs all the same.
+    What is kept from the first step to the last, and the gradients, are counted. Where what is kept takes more than
+    half of the memory, the largest programs of GRPO are compiled too, which its run needs all the same.
 
     Raises:
         UserError: it does not fit.
@@ -59,14 +63,18 @@ def check_fits(session: Session, *, with_reference: bool) -> None:
         "optimizer state": bytes_per_device(kept.optimizer),
         "reference": bytes_per_device(kept.reference) if with_reference else 0,
     }
-    memory = device_memory(session.mesh.devices.flat[0])
+    memory = device_memory(session.mesh.local_devices[0])
+    if memory is None:
+        return
     _check(session, {**needed, "gradients": bytes_per_device(kept.gradients)}, memory)
-    if sum(needed.values()) > memory / 2 and session.config.use_grpo:
+    if sum(needed.values()) > memory / 2 and phase == "grpo":
         for program in run_programs(session):
             if program.phase in _LARGEST:
-                apart = {} if program.session is session else {"optimizer state": 0, "reference": 0}
+                kept_there = needed
+                if program.session is not session:
+                    kept_there = {"weights": bytes_per_device(program.session.abstract_weights)}
                 size = program_memory(program, program.trace().lower())
-                _check(session, {**needed, **apart, program.phase: size}, memory)
+                _check(program.session, {**kept_there, program.phase: size}, memory)
 
 
 def program_memory(program: Program, lowered: jax.stages.Lowered) -> int:

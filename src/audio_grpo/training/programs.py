@@ -147,12 +147,12 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     settings, shape = engine_settings(session.config), work.shape
     programs = EnginePrograms(session.spec, settings, session.special, session.mesh)
     weights, state = session.abstract_weights, programs.abstract_state(shape)
-    heard = _heard(session, work, work.prompts)
+    heard, audio = _heard(session, work, work.prompts), _audio(session, work)
     yield Program(
         phase="tower",
         session=session,
         program=programs.hear,
-        arguments=(weights, audio := _audio(session, work)),
+        arguments=(weights, audio),
         runs=1,
         inputs=audio,
     )
@@ -174,7 +174,7 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
         routed_share=_routed_share(session, shape.prefill * work.prompt_length),
         inputs=new,
         cache=state,
-        beside=heard,
+        beside=(heard, audio),
     )
     waves = -(-work.prompts * work.generations // shape.slots)
     queue = Queue(
@@ -191,7 +191,7 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
         turns=min(settings.burst, work.completion_length),
         routed_share=1 / session.mesh.shape["expert"],
         cache=state,
-        beside=heard,
+        beside=(heard, audio),
     )
 
 
