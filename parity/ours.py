@@ -66,7 +66,7 @@ class Ours:
             sizes = {"audio_pad": SPECIAL.audio_pad, "temperature": temperature, "chunk_size": 16}
             return compute_log_probs(self.spec, weights, prompts, heard, completions, **sizes).log_probs
 
-        return partial(jax.jit(run), self.weights)
+        return partial(jax.jit(run, static_argnames="temperature"), self.weights)
 
 
 _PLAIN = {"use_grpo": False, "dtype": "float32", "remat_policy": "none"}

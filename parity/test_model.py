@@ -81,8 +81,8 @@ def test_tokens_go_to_the_same_experts(
     chosen: list[np.ndarray] = []
     route = experts._route
 
-    def recording_route(*arguments: object) -> tuple[jax.Array, jax.Array]:
-        shares, experts_of_token = route(*arguments)
+    def recording_route(*arguments: object, **keywords: object) -> tuple[jax.Array, jax.Array]:
+        shares, experts_of_token = route(*arguments, **keywords)
         jax.debug.callback(lambda x: chosen.append(np.asarray(x)), experts_of_token, ordered=True)
         return shares, experts_of_token
 
