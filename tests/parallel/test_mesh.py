@@ -1,3 +1,5 @@
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -162,7 +164,9 @@ def test_weights_of_every_kind_can_be_cut_by_all_axes_at_once():
     mesh = far_mesh(data=2, fsdp=2, expert=2, tensor=2)
     for table in tables().values():
         for key, weight in table.items():
-            sharding_of(mesh, key, weight)
+            named = [name for axis in weight.axes if axis for name in mesh_module.WEIGHT_RULES[axis]]
+            shard = sharding_of(mesh, key, weight).shard_shape(weight.shape)
+            assert math.prod(weight.shape) == math.prod(shard) * 2 ** len(named), key
 
 
 def test_an_axis_without_a_rule_is_an_error():

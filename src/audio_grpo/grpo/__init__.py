@@ -4,7 +4,7 @@ from audio_grpo.grpo.advantages import Advantages, group_advantages
 from audio_grpo.grpo.completions import Rollout, generate_offline_completions
 from audio_grpo.grpo.learner import Learner, TrainState, init_train_state
 from audio_grpo.grpo.log_probs import TokenScores, compute_log_probs
-from audio_grpo.grpo.loss import LossAux, LossSettings, grpo_loss_fn, token_weights
+from audio_grpo.grpo.loss import LossAux, LossSettings, grpo_loss_fn, loss_settings, token_weights
 
 __all__ = [
     "Advantages",
@@ -19,5 +19,6 @@ __all__ = [
     "group_advantages",
     "grpo_loss_fn",
     "init_train_state",
+    "loss_settings",
     "token_weights",
 ]

@@ -119,7 +119,7 @@ def _forward(
 def _backward(
     temperature: float, chunk_size: int, place: Placement, kept: tuple[Array, Array, Array, Array], given: TokenScores
 ) -> tuple[Float[Array, "n D"], Float[Array, "V D"], None]:
-    """D log p(target) / d logits = one-hot(target) − p."""
+    """The derivative of log p(target) with respect to the logits is one-hot(target) − p."""
     hidden, head, targets, normalizer = kept
     blocks = _blocks(head, hidden, chunk_size, place)
 

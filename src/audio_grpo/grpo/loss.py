@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
+from audio_grpo.config import Config
 from audio_grpo.grpo.log_probs import TokenScores
 from audio_grpo.types import GroupBatch
 
@@ -62,6 +63,11 @@ class LossAux(NamedTuple):
             "sampling/sampling_logp_difference/mean": float(self.sampler_gap) / tokens,
             "sampling/sampling_logp_difference/max": float(self.sampler_gap_max),
         }
+
+
+def loss_settings(config: Config) -> LossSettings:
+    """The configured constants of the loss."""
+    return LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)
 
 
 def grpo_loss_fn(scores: TokenScores, batch: GroupBatch, settings: LossSettings) -> tuple[Float[Array, ""], LossAux]:

@@ -13,11 +13,11 @@ from audio_grpo.config import Config
 from audio_grpo.grpo import (
     Advantages,
     LossAux,
-    LossSettings,
     Rollout,
     generate_offline_completions,
     group_advantages,
     grpo_loss_fn,
+    loss_settings,
     token_weights,
 )
 from audio_grpo.grpo.learner import Heard
@@ -55,11 +55,6 @@ def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
         weights = {key: moved(value, shardings[key]) for key, value in weights.items()}
     session = sampler or trainer.session
     return trainer, OfflineEngine(config, weights, mesh=session.mesh, special=session.special)
-
-
-def loss_settings(config: Config) -> LossSettings:
-    """The configured constants of the loss."""
-    return LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)
 
 
 def train_loop(config: Config) -> RunFolder:

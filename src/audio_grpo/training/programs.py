@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from audio_grpo.data.pipeline import padded_frames, prompts_per_step
-from audio_grpo.grpo import Learner, LossSettings, grpo_loss_fn, init_train_state
+from audio_grpo.grpo import Learner, grpo_loss_fn, init_train_state, loss_settings
 from audio_grpo.model.experts import tokens_travel
 from audio_grpo.model.spec import compute_dtype
 from audio_grpo.parallel.mesh import batch_sharding, batch_shards, replicated
@@ -216,9 +216,7 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
             routed_share=routed,
             inputs=(groups, heard),
         )
-    gradients = {
-        key: jax.ShapeDtypeStruct(value.shape, jnp.float32, sharding=value.sharding) for key, value in trainable.items()
-    }
+    gradients = _gradients(trainable)
     yield Program(
         phase="gradients",
         session=session,
@@ -253,8 +251,7 @@ def _gradients(trainable: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Shap
 
 
 def _loss(session: Session) -> Any:
-    settings = LossSettings(epsilon=session.config.grpo_epsilon, beta=session.config.grpo_beta)
-    return partial(grpo_loss_fn, settings=settings)
+    return partial(grpo_loss_fn, settings=loss_settings(session.config))
 
 
 def _groups(session: Session, work: Workload, count: int) -> GroupBatch:

@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from audio_grpo.audio import log_mel
-from audio_grpo.grpo import Learner, grpo_loss_fn
+from audio_grpo.grpo import Learner, grpo_loss_fn, loss_settings
 from audio_grpo.grpo.learner import Heard
 from audio_grpo.model.audio_tower import PREFIX
 from audio_grpo.training.batches import audio_of
-from audio_grpo.training.grpo_loop import loss_settings
 from audio_grpo.training.loop import Trainer, gradients, score
 from audio_grpo.training.optimizer import create_optimizer
 from audio_grpo.training.sft_loop import target_groups

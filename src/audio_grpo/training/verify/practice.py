@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from audio_grpo.grpo import Rollout, TokenScores, group_advantages, grpo_loss_fn
+from audio_grpo.grpo import Rollout, TokenScores, group_advantages, grpo_loss_fn, loss_settings
 from audio_grpo.grpo.learner import Heard
 from audio_grpo.rewards import RewardFunction
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import decode_completions
-from audio_grpo.training.grpo_loop import generate_completions, learn, loss_settings
+from audio_grpo.training.grpo_loop import generate_completions, learn
 from audio_grpo.training.judging import reward_table
 from audio_grpo.training.loop import Trainer, score
 from audio_grpo.training.verify.check import Finding, span
