@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check parity plans plan-tables bench checkpoints lock clean
+.PHONY: install demo test check parity plans plan-tables bench soak checkpoints lock clean
 .DEFAULT_GOAL := install
 
 # Everything pinned and hashed; the package itself is installed in place.
@@ -32,7 +32,7 @@ parity: .parity/installed
 
 .parity/installed: requirements.txt parity/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .parity
-	.parity/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt -r parity/requirements.txt
+	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.txt -r parity/requirements.txt
 	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps torch==2.13.0+cpu
 	.parity/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
@@ -49,6 +49,10 @@ plan-tables: install
 bench: install .parity/installed
 	$(BIN)/python benchmarks/run.py
 
+# 20,000 requests through the engine: nothing lost, nothing twice, memory flat; a few minutes.
+soak: install
+	$(BIN)/python benchmarks/soak.py
+
 # Random checkpoints of true shapes (12 GB of disk): made, read, used, written; AUDIO=clip.wav is transcribed.
 checkpoints: install
 	$(BIN)/python benchmarks/true_shapes.py checkpoints $(if $(AUDIO),--audio $(AUDIO))
@@ -57,8 +61,8 @@ checkpoints: install
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header -o requirements.txt --upgrade
-	uv pip compile parity/requirements.in -c requirements.txt --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --no-header -o parity/requirements.txt
+	uv pip compile parity/requirements.in -c requirements.txt --overrides parity/overrides.txt --universal \
+		--python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -o parity/requirements.txt
 
 clean:
 	rm -rf .venv .parity demo

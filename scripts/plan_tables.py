@@ -11,6 +11,8 @@ from audio_grpo.parallel.libtpu import quiet_without_tpu
 from audio_grpo.plan import Planner, limits, plan_chart, plan_text, remedies
 
 PAGE = Path(__file__).parent.parent / "docs" / "plans.md"
+DRAFT = PAGE.with_suffix(".draft")
+"""Of the page, until all of its plans are made."""
 
 HEAD = """# Plans
 
@@ -88,4 +90,5 @@ if __name__ == "__main__":
     pages = [HEAD]
     for case in CASES:
         pages.append(section(case))
-        PAGE.write_text("\n".join(pages))
+        DRAFT.write_text("\n".join(pages))
+    DRAFT.replace(PAGE)

@@ -88,3 +88,8 @@ def test_curves_rise_with_their_values(benchmarks):
     heights = [float(dot.get("cy")) for dot in svg.iter("{http://www.w3.org/2000/svg}circle")]
     assert heights == sorted(heights, reverse=True)
     assert heights[0] - heights[1] == pytest.approx((heights[1] - heights[2]) / 2, abs=0.2)
+
+
+def test_a_short_soak_loses_nothing(benchmarks):
+    told = benchmarks("soak").soak(300)
+    assert told["requests"] == 300 and told["at_fault"] == 3 and told["cancelled"] > 3

@@ -52,8 +52,8 @@ def audio():
 
 
 @pytest.fixture(scope="module")
-def heard(learner, weights, audio):
-    return learner.hear(weights, audio)
+def heard(weights, audio):
+    return jax.jit(partial(hear, thinker_spec(CONFIG)))(weights, audio)
 
 
 @pytest.fixture(scope="module")

@@ -110,15 +110,16 @@ def test_neighbours_and_padding_do_not_change_a_result(sampled):
 def test_a_clip_is_heard_and_its_prompt_prefilled_once_whatever_g(model):
     engine = engine_of(model, max_slots=4, generations=6)
     heard, prefilled = [], []
-    programs = engine._programs
-    hear, prefill = programs.hear, programs.prefill
-    programs.__dict__["hear"] = lambda w, audio: heard.append(audio.features.shape[0]) or hear(w, audio)
+    programs, hear = engine._programs, engine.hearing.program
+    prefill = programs.prefill
+    engine.hearing.program = lambda w, audio: heard.extend(n for n in audio.frames if n) or hear(w, audio)
     programs.__dict__["prefill"] = lambda w, state, new: (
         prefilled.extend(r for r in new.row.flatten() if r < 2) or prefill(w, state, new)
     )
     engine.batch_inference(REQUESTS)
-    assert sum(heard) == len(REQUESTS)
+    assert heard == [request.audio_features.shape[1] for request in REQUESTS]
     assert len(prefilled) == len(REQUESTS)
+    assert engine.hearing.clips == engine.last_stats.prompts == len(REQUESTS)
 
 
 def test_a_stop_token_ends_a_completion_and_is_its_last_token(model):

@@ -58,21 +58,40 @@ def test_a_stream_that_is_closed_leaves_the_engine_fit_for_the_next(engine):
     assert len(engine.batch_inference(REQUESTS[:2])) == 2
 
 
-def start(engine, requests):
-    return engine._generation_of(requests, None, None, None)
+def test_slots_that_nothing_waits_for_are_given_up_and_change_no_token():
+    config = small_config()
+    weights = random_weights(config)
+    limits = [1 + (7 * i) % 12 for i in range(12)]
+    special = replace(SPECIAL, stop=())
+
+    def answered(slots, burst):
+        settings = replace(engine_settings(config), max_slots=slots, burst=burst)
+        engine = OfflineEngine(config, weights, special=special, settings=settings)
+        return engine, engine.batch_inference(REQUESTS, max_new_tokens=limits)
+
+    wide, results = answered(36, 2)
+    _, expected = answered(4, 3)
+    for a, b in zip(results, expected, strict=True):
+        for x, y in zip(a.completions, b.completions, strict=True):
+            np.testing.assert_array_equal(x.token_ids, y.token_ids)
+            np.testing.assert_allclose(x.logprobs, y.logprobs, atol=1e-5)
+    # 36 slots for all 12 steps would be 432 slot steps; from 18 completions on there are 18, from 9 on 9.
+    left = [3 * sum(limit > step for limit in limits) for step in range(12)]
+    assert wide.last_stats.slot_steps == sum(36 if n > 18 else 18 if n > 9 else 9 for n in left)
+    assert wide.last_stats.slots == 36
 
 
 @pytest.mark.parametrize("dropped", [[11], [1], [2], [3], [1, 2, 3], [2, 3, 4, 5, 11], list(range(1, 12))])
 def test_cancelled_requests_end_alone_whether_they_wait_are_queued_or_decode(engine, dropped):
     """Four slots, four rows: prompts 1 to 3 decode or are queued when prompt 0 is done, later ones wait."""
     expected = engine.batch_inference(REQUESTS)
-    generation = start(engine, REQUESTS)
+    stream = engine.stream(REQUESTS)
     results = {}
-    for i, result in generation:
+    for i, result in stream:
         if not results:
             assert i == 0
-            for prompt in dropped:
-                generation.cancel(prompt)
+            for index in dropped:
+                stream.cancel(index)
         results[i] = result
     assert sorted(results) == list(range(12))
     assert {i for i, result in results.items() if result.error == CANCELLED} == set(dropped)
@@ -97,6 +116,7 @@ def test_what_listening_raises_reaches_the_caller(engine):
 def test_nothing_is_compiled_again_for_other_requests_of_the_same_number(engine):
     engine.batch_inference(REQUESTS)
     programs = engine._programs
-    before = [program._cache_size() for program in (programs.hear, programs.prefill, programs.burst)]
+    compiled = (engine.hearing.program, programs.prefill, programs.burst, programs.narrow)
+    before = [program._cache_size() for program in compiled]
     engine.batch_inference([request_of(f"n{i}", 57, seed=50 + i, text=2) for i in range(12)], seed=4)
-    assert [program._cache_size() for program in (programs.hear, programs.prefill, programs.burst)] == before
+    assert [program._cache_size() for program in compiled] == before

@@ -19,9 +19,10 @@ def test_every_prompt_gets_a_row_once_and_the_queue_names_it_in_order(parts, row
         for prefill in scheduler.admit():
             lined_up[prefill.part].append(prefill.row)
             seen.append(prefill.prompt)
-        ring, end, cancelled = scheduler.queue()
+        ring, end, cancelled, closed = scheduler.queue()
         assert end.tolist() == [len(rows_of_part) * generations for rows_of_part in lined_up]
         assert not cancelled.any()
+        assert closed == (len(seen) == prompts)
         residents = scheduler.residents
         for part in range(parts):
             # All that can still wait on the device: the newest prompts, as many as there are busy rows.
@@ -40,8 +41,11 @@ def test_a_prompt_that_waits_is_dropped_and_one_in_a_row_is_marked():
     scheduler.admit()
     assert scheduler.cancel(2)
     assert not scheduler.cancel(0)
-    ring, _, cancelled = scheduler.queue()
-    assert cancelled[0].tolist() == [row == ring[0, 0] for row in range(2)]
+    scheduler.end(0, int(scheduler.queue()[0][0, 1]), 2)
+    ring, _, cancelled, closed = scheduler.queue()
+    assert closed
+    for row in range(2):
+        assert cancelled[0, row].tolist() == ([True] * 4 if row == ring[0, 0] else [False, False, True, False])
     for part, row in list(scheduler.residents):
         scheduler.free(part, row)
     assert scheduler.done

@@ -85,7 +85,7 @@ def asked(monkeypatch):
             target = [*tokenizer.encode(CLIPS[name][3]), engine.special.stop[0]]
             tokens[b, 0, : len(target)], mask[b, 0, : len(target)] = target, True
         nothing = np.zeros(tokens.shape, np.float32)
-        return Rollout(tokens, mask, nothing, [["stop"]] * len(ids), jnp.zeros((len(ids), 0, 32)))
+        return Rollout(tokens, mask, nothing, nothing, [["stop"]] * len(ids), jnp.zeros((len(ids), 0, 32)))
 
     monkeypatch.setattr(evaluate, "generate_offline_completions", answer)
     return batches

@@ -251,8 +251,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(folder):
             plain(folder, per_device_batch_size=prompts, gradient_accumulation_steps=count, loss_type="dapo")
         )
         batch = next(trainer.data)
-        heard = trainer.learner.hear(trainer.weights, place(trainer.session.mesh, audio_of(batch)))
-        rollout = Rollout(tokens, mask, np.zeros(shape, np.float32), [["length"] * 2] * 8, heard)
+        heard = trainer.hearing(trainer.weights, place(trainer.session.mesh, audio_of(batch)))
+        rollout = Rollout(
+            tokens, mask, np.zeros(shape, np.float32), np.zeros(shape, np.float32), [["length"] * 2] * 8, heard
+        )
         groups, heard = learner_batch(trainer, batch, rollout, advantages)
         found.append((groups.reference_log_probs, *gradients(trainer, groups, heard)))
     (whole_reference, whole, whole_aux), (reference, parts, aux) = found

@@ -202,12 +202,19 @@ class RolloutKeys(_Section):
     top-k, nucleus and min-p it changes what is drawn but not the log-probabilities that are reported and learned."""
     min_completion_length: NonNegative = 0
     """Tokens of a completion before it may stop."""
+    stop_strings: list[str] = []
+    """Any of these ends a completion, with the token that completes it, as stop tokens do."""
     return_log_prob: Literal[True] = True
     """The engine always reports them: the learner is checked against them."""
     max_slots: Positive = 64
     """Completions that decode at the same time."""
     decode_burst: Positive = 16
     """Tokens decoded in one dispatch before the host looks for finished completions."""
+    audio_store_gib: Annotated[float, Field(ge=0)] = 1.0
+    """While the audio tower is frozen, clips' embeddings are kept for later epochs, as many as this holds; in a run of
+    one process."""
+    audio_store_path: str | None = None
+    """A local folder to keep them in, which serves later runs too; null keeps them in the host's memory."""
     inference_rollouts: Literal[1] = 1
     """Rollout and learning share their weights, so every rollout uses the newest."""
     inference_devices_per_replica: Positive | None = None

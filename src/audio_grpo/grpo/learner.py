@@ -70,10 +70,6 @@ class Learner:
         initialize = partial(init_train_state, optimizer=self._optimizer)
         return jax.jit(initialize, out_shardings=self._state_shardings)(trainable)
 
-    def hear(self, weights: Weights, audio: AudioBatch) -> Float[Array, "B A D"]:
-        """Audio embeddings of a batch, for as long as the tower stays as it is."""
-        return self.hear_program(weights, audio)
-
     def score(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
         """Log-probabilities of the batch's completions."""
         return self.score_program(weights, batch, heard)
@@ -98,11 +94,6 @@ class Learner:
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, self._state_shardings
         )
-
-    @cached_property
-    def hear_program(self) -> Any:
-        """(weights, audio) → embeddings."""
-        return jax.jit(partial(hear, self._spec))
 
     @cached_property
     def score_program(self) -> Any:

@@ -44,8 +44,9 @@ class Segment(NamedTuple):
 
     keys: Float[Array, "R T K N"]
     values: Float[Array, "R T K N"]
-    mask: Bool[Array, "R 1 T"] | None
-    """True for keys that may be looked at. None for a sequence's own new positions: query i sees keys up to i."""
+    mask: Bool[Array, "R #Q T"] | None
+    """True for keys that may be looked at, by each query or by all. None for a sequence's own new positions: query i
+    sees keys up to i."""
     membership: Membership | None = None
     """None: sequences r·W … r·W + W − 1 read row r."""
 

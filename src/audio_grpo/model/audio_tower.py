@@ -1,7 +1,7 @@
 """The audio tower: log-mel features to embeddings in the decoder's width, 13 a second.
 
 Its attention never leaves an 8 s window and its positions restart in every 1 s chunk, so windows are independent of
-each other: the tower runs on a batch of windows, whichever clips they come from.
+each other: the tower runs on rows of windows, whichever clips they come from.
 """
 
 from typing import Literal
@@ -14,15 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 from audio_grpo.audio import audio_token_count
 from audio_grpo.model.attention import Segment, attend
 from audio_grpo.model.layers import layer_norm, linear
+from audio_grpo.model.packing import Rows, pack_windows
 from audio_grpo.model.spec import AudioTowerSpec
 from audio_grpo.model.table import Table, Weight, Weights, scope
 from audio_grpo.parallel.activations import Placement
 from audio_grpo.types import AudioBatch
 
 PREFIX = "audio_tower."
-
-_WINDOWS_AT_ONCE = 16
-"""Windows of one clip (two minutes) above which they are heard one after another: activations would not fit."""
 
 
 def audio_tower_table(spec: AudioTowerSpec) -> Table:
@@ -65,52 +63,71 @@ def hear(
 ) -> Float[Array, "B A D"]:
     """Embed B clips; a clip's A' = audio_token_count(frames) tokens come first in its row, the rest is meaningless.
 
-    A is that of F frames, rounded up to whole chunks, above one window to whole windows.
+    A is that of F frames, rounded up to whole chunks. Clips are packed into rows, and rows without any are left out:
+    it costs what there is to hear, whatever F.
     """
-    clips, bins, frames = audio.features.shape
-    unit = spec.chunk_frames if frames <= spec.window_frames else spec.window_frames
-    features = jnp.pad(audio.features, ((0, 0), (0, 0), (0, -frames % unit)))
-    window_frames = min(features.shape[2], spec.window_frames)
-    windows = features.reshape(clips, bins, -1, window_frames).transpose(0, 2, 1, 3).reshape(-1, bins, window_frames)
-    starts = jnp.arange(features.shape[2] // window_frames) * window_frames
-    window_lengths = jnp.clip(audio.frames[:, None] - starts, 0, window_frames).reshape(-1)
+    parts, clips = place.size("batch"), audio.features.shape[0] // place.size("batch")
+    features = jnp.pad(audio.features, ((0, 0), (0, 0), (0, -audio.features.shape[2] % spec.chunk_frames)))
+    count = features.shape[2] // spec.chunk_frames
+    chunks = features.reshape(parts, clips, spec.mel_bins, count, -1).transpose(0, 1, 3, 2, 4)
+    chunks = place(chunks.reshape(parts, clips * count, spec.mel_bins, -1), "batch", None, None, None)
+    starts = jnp.arange(count) * spec.chunk_frames
+    frames = jnp.clip(audio.frames[:, None] - starts, 0, spec.chunk_frames).reshape(parts, -1)
+
+    rows = Rows.for_clips(clips, count, spec.window_chunks)
+    lengths = -(-audio.frames // spec.chunk_frames).reshape(parts, clips)
+    packing = jax.vmap(lambda lengths: pack_windows(lengths, count, spec.window_chunks, rows))(lengths)
     w = scope(weights, PREFIX)
 
-    def embed(windows: Float[Array, "W M F"], lengths: Int[Array, "W"]) -> Float[Array, "W A D"]:
-        return _embed_windows(spec, w, windows.astype(dtype), lengths, place)
+    def embed(chunk: Int[Array, "P R"]) -> Float[Array, "P R A D"]:
+        row = jax.vmap(lambda part, index: part[index])(chunks.astype(dtype), chunk)
+        heard = jnp.where(chunk < 0, 0, jnp.take_along_axis(frames, chunk, axis=1))
+        window = jnp.where(chunk < 0, -1, chunk // count * count + chunk % count // spec.window_chunks)
+        return _embed_row(spec, w, row, heard, window, place)
 
-    if len(starts) <= _WINDOWS_AT_ONCE:
-        embeddings = embed(windows, window_lengths)
-    else:
-        embeddings = jax.lax.map(lambda x: embed(x[0][None], x[1][None]), (windows, window_lengths))
-    return place(embeddings.reshape(clips, -1, spec.output), "batch", None, None)
+    def hear_row(_: None, chunk: Int[Array, "P R"]) -> tuple[None, Float[Array, "P R A D"]]:
+        silence = jnp.zeros((*chunk.shape, spec.chunk_tokens, spec.output), dtype)
+        return None, jax.lax.cond((chunk >= 0).any(), embed, lambda _: silence, chunk)
+
+    _, embeddings = jax.lax.scan(hear_row, None, packing.chunk.swapaxes(0, 1))
+    by_part = embeddings.swapaxes(0, 1).reshape(parts, -1, spec.chunk_tokens, spec.output)
+    in_order = jax.vmap(lambda part, index: part[index])(by_part, packing.place)
+    return place(in_order.reshape(parts * clips, -1, spec.output), "batch", None, None)
 
 
-def _embed_windows(
-    spec: AudioTowerSpec, weights: Weights, windows: Float[Array, "W M F"], frames: Int[Array, "W"], place: Placement
-) -> Float[Array, "W A D"]:
-    audible_frames = jnp.arange(windows.shape[2]) < frames[:, None, None]
-    x = place(_convolve_chunks(spec, weights, jnp.where(audible_frames, windows, 0.0)), "batch", None, None)
-    audible = jnp.arange(x.shape[1]) < audio_token_count_of(spec, frames)[:, None]
+def _embed_row(
+    spec: AudioTowerSpec,
+    weights: Weights,
+    chunks: Float[Array, "P R M f"],
+    frames: Int[Array, "P R"],
+    window: Int[Array, "P R"],
+    place: Placement,
+) -> Float[Array, "P R A D"]:
+    """Embed R chunks side by side, of which those of equal `window` attend to each other."""
+    parts, length = window.shape
+    audible_frames = jnp.arange(spec.chunk_frames) < frames[..., None, None]
+    x = place(_convolve_chunks(spec, weights, jnp.where(audible_frames, chunks, 0.0)), "batch", None, None)
+    audible = jnp.arange(spec.chunk_tokens) < audio_token_count_of(spec, frames)[..., None]
+    of_token = jnp.repeat(window, spec.chunk_tokens, axis=1)
+    mask = (of_token[:, :, None] == of_token[:, None, :]) & audible.reshape(parts, 1, -1)
 
-    def layer(x: Float[Array, "W A D"], w: Weights) -> tuple[Float[Array, "W A D"], None]:
-        return place(_encoder_layer(spec, w, x, audible[:, None, :]), "batch", None, None), None
+    def layer(x: Float[Array, "P A D"], w: Weights) -> tuple[Float[Array, "P A D"], None]:
+        return place(_encoder_layer(spec, w, x, mask), "batch", None, None), None
 
     x, _ = jax.lax.scan(layer, x, scope(weights, "layers.*."))
     x = layer_norm(weights, "ln_post", x)
-    return linear(weights, "proj2", jax.nn.gelu(linear(weights, "proj1", x), approximate=False))
+    x = linear(weights, "proj2", jax.nn.gelu(linear(weights, "proj1", x), approximate=False))
+    return x.reshape(parts, length, -1, spec.output)
 
 
-def audio_token_count_of(spec: AudioTowerSpec, frames: Int[Array, "W"]) -> Int[Array, "W"]:
-    """Audio tokens of each clip, from a table so that one formula serves host and device."""
-    counts = audio_token_count(np.arange(spec.window_frames + 1), spec.chunk_frames)
+def audio_token_count_of(spec: AudioTowerSpec, frames: Int[Array, "P R"]) -> Int[Array, "P R"]:
+    """Audio tokens of each chunk, from a table so that one formula serves host and device."""
+    counts = audio_token_count(np.arange(spec.chunk_frames + 1), spec.chunk_frames)
     return jnp.asarray(counts, jnp.int32)[frames]
 
 
-def _convolve_chunks(spec: AudioTowerSpec, weights: Weights, windows: Float[Array, "W M F"]) -> Float[Array, "W A D"]:
-    count, bins, _ = windows.shape
-    chunks = windows.reshape(count, bins, -1, spec.chunk_frames).transpose(0, 2, 1, 3)
-    x = chunks.reshape(-1, bins, spec.chunk_frames, 1)
+def _convolve_chunks(spec: AudioTowerSpec, weights: Weights, chunks: Float[Array, "P R M f"]) -> Float[Array, "P A D"]:
+    x = chunks.reshape(-1, spec.mel_bins, spec.chunk_frames, 1)
     for i in (1, 2, 3):
         kernel = weights[f"conv2d{i}.weight"].astype(x.dtype)
         # Channels last: XLA's own order on CPU, half the time in the backward pass.
@@ -120,7 +137,7 @@ def _convolve_chunks(spec: AudioTowerSpec, weights: Weights, windows: Float[Arra
         x = jax.nn.gelu(x + weights[f"conv2d{i}.bias"].astype(x.dtype), approximate=False)
     x = linear(weights, "conv_out", x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1))
     x = x + _sinusoids(x.shape[1], spec.width).astype(x.dtype)
-    return x.reshape(count, -1, spec.width)
+    return x.reshape(chunks.shape[0], -1, spec.width)
 
 
 def _sinusoids(length: int, width: int) -> Float[Array, "length D"]:
@@ -132,13 +149,13 @@ def _sinusoids(length: int, width: int) -> Float[Array, "length D"]:
 
 
 def _encoder_layer(
-    spec: AudioTowerSpec, w: Weights, x: Float[Array, "W A D"], audible: Bool[Array, "W 1 A"]
-) -> Float[Array, "W A D"]:
-    def heads(name: str, y: Float[Array, "W A D"]) -> Float[Array, "W A H N"]:
+    spec: AudioTowerSpec, w: Weights, x: Float[Array, "P A D"], mask: Bool[Array, "P A A"]
+) -> Float[Array, "P A D"]:
+    def heads(name: str, y: Float[Array, "P A D"]) -> Float[Array, "P A H N"]:
         return linear(w, f"self_attn.{name}", y).reshape(*y.shape[:2], spec.heads, -1)
 
     y = layer_norm(w, "self_attn_layer_norm", x)
-    segment = Segment(heads("k_proj", y), heads("v_proj", y), audible)
+    segment = Segment(heads("k_proj", y), heads("v_proj", y), mask)
     x = x + linear(w, "self_attn.out_proj", attend(heads("q_proj", y), [segment]).reshape(x.shape))
     y = layer_norm(w, "final_layer_norm", x)
     return x + linear(w, "fc2", jax.nn.gelu(linear(w, "fc1", y), approximate=False))

@@ -8,8 +8,6 @@ import jax
 from jax.sharding import Mesh
 
 from audio_grpo.model.spec import ThinkerSpec
-from audio_grpo.model.thinker import hear
-from audio_grpo.parallel.mesh import batch_sharding
 from audio_grpo.rollout import programs
 from audio_grpo.rollout.settings import EngineSettings, WorkloadShape
 from audio_grpo.rollout.sharding import report_sharding, state_sharding
@@ -24,11 +22,6 @@ class EnginePrograms:
         self._spec, self._settings, self._special, self._mesh = spec, settings, special, mesh
 
     @cached_property
-    def hear(self) -> Callable[..., Any]:
-        """(weights, audio) → embeddings."""
-        return jax.jit(partial(hear, self._spec), out_shardings=batch_sharding(self._mesh))
-
-    @cached_property
     def prefill(self) -> Callable[..., Any]:
         """(weights, state, new) → state."""
         program = partial(programs.prefill_rows, self._spec, audio_pad=self._special.audio_pad)
@@ -36,11 +29,16 @@ class EnginePrograms:
 
     @cached_property
     def burst(self) -> Callable[..., Any]:
-        """(weights, allowed, state, queue) → state and report."""
+        """(fewest, weights, allowed, state, queue) → state and report."""
         sizes = (self._settings.sampling, self._special.stop, self._settings.burst)
         program = partial(programs.decode_burst, self._spec, *sizes)
         shardings = (self.state_sharding, report_sharding(self._mesh))
-        return jax.jit(program, donate_argnums=2, out_shardings=shardings)
+        return jax.jit(program, static_argnums=0, donate_argnums=3, out_shardings=shardings)
+
+    @cached_property
+    def narrow(self) -> Callable[..., Any]:
+        """(slots, parts, count) → slots."""
+        return jax.jit(programs.narrow_slots, static_argnums=(1, 2), out_shardings=self.state_sharding.slots)
 
     def empty_state(self, shape: WorkloadShape) -> DecodeState:
         """A state in which nothing decodes."""

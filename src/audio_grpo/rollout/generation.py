@@ -16,6 +16,7 @@ from audio_grpo.rollout.compiled import EnginePrograms
 from audio_grpo.rollout.scheduler import Prefill, Scheduler
 from audio_grpo.rollout.settings import WorkloadShape
 from audio_grpo.rollout.state import DecodeState, NewPrompts, Outputs, Queue, Report
+from audio_grpo.rollout.stop_strings import StopStrings
 from audio_grpo.types import Completion, FinishReason, PromptBatch, RequestResult
 
 CANCELLED = "cancelled"
@@ -24,8 +25,8 @@ CANCELLED = "cancelled"
 _IN_FLIGHT = 2
 """Bursts given to the device before the first of them is looked at, so that it never waits for the host."""
 
-Listen = Callable[[Sequence[int]], Float[Array, "b A D"]]
-"""Gives the audio embeddings of the prompts with these indices."""
+Listen = Callable[[Sequence[int | None]], Float[Array, "b A D"]]
+"""Gives the audio embeddings of the prompts with these indices; where there is None, anything."""
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class EngineStats:
     tokens: int = 0
     """Sampled."""
     slots: int = 0
+    """At the start; they become fewer when few completions are left."""
 
     @property
     def utilisation(self) -> float:
@@ -71,12 +73,13 @@ class Generation:
         weights: Weights,
         allowed: Bool[Array, "V"],
         stop: tuple[int, ...],
+        stop_strings: StopStrings,
         work: Workload,
         shape: WorkloadShape,
     ) -> None:
         self.stats = EngineStats(slots=shape.slots)
         self._programs, self._weights, self._allowed, self._stop = programs, weights, allowed, stop
-        self._work, self._shape = work, shape
+        self._stop_strings, self._work, self._shape = stop_strings, work, shape
         self._keys = _prompt_keys(work.seed, work.ids)
         self._scheduler = Scheduler(
             parts=shape.parts, rows=shape.rows, prompts=len(work.ids), generations=shape.generations
@@ -99,15 +102,24 @@ class Generation:
         flying: deque[tuple[int, Report]] = deque()
         while not self._scheduler.done:
             state = self._prefill(state, self._scheduler.admit())
-            state, report = self._programs.burst(
-                self._weights, self._allowed, state, Queue(*map(jnp.asarray, self._scheduler.queue()))
-            )
+            queue = Queue(*map(jnp.asarray, self._scheduler.queue()))
+            state, report = self._programs.burst(self._shape.narrow_at, self._weights, self._allowed, state, queue)
             flying.append((self.stats.bursts, report))
             self.stats.bursts += 1
             if len(flying) == _IN_FLIGHT:
-                yield from self._taken(*flying.popleft())
+                burst, report = flying.popleft()
+                yield from self._taken(burst, report)
+                state = self._narrowed(state, int(report.slots_needed))
             yield from self._told_dropped()
         yield from self._told_dropped()
+
+    def _narrowed(self, state: DecodeState, needed: int) -> DecodeState:
+        """What no completion will come to is left out of the steps that are left."""
+        shape = self._shape.narrowed(needed)
+        if shape == self._shape:
+            return state
+        self._shape = shape
+        return state._replace(slots=self._programs.narrow(state.slots, shape.parts, shape.slots))
 
     def _prefill(self, state: DecodeState, prefills: Sequence[Prefill]) -> DecodeState:
         shape = self._shape
@@ -128,9 +140,10 @@ class Generation:
     def _new_prompts(self, indices: Int32[np.ndarray, "B"], rows: Int32[np.ndarray, "P b"]) -> NewPrompts:
         prompts = self._work.prompts
         length = self._bucket(int(prompts.true_length[indices].max()))
+        real = (rows < self._shape.rows // self._shape.parts).reshape(-1)
         return NewPrompts(
             prompts=PromptBatch(prompts.tokens[indices, :length], prompts.true_length[indices]),
-            heard=self._work.listen(indices.tolist()),
+            heard=self._work.listen([int(i) if there else None for i, there in zip(indices, real, strict=True)]),
             key=self._keys[indices],
             limit=jnp.asarray(self._work.limits[indices]),
             row=jnp.asarray(rows),
@@ -146,18 +159,21 @@ class Generation:
         """Results of the rows that a report shows done, whose rows are free from now on."""
         done, work = jax.device_get((report.outputs.done, report.work))
         self.stats.slot_steps, self.stats.tokens = int(work.slot_steps), int(work.tokens)
-        rows_of_part = self._shape.rows // self._shape.parts
-        ready = [
-            (part, row, prompt)
+        seen = [
+            (part, row, self._whole_row(part, row), prompt)
             for (part, row), prompt in self._scheduler.residents.items()
-            if self._since[part, row] <= burst and done[part * rows_of_part + row].all()
+            if self._since[part, row] <= burst
         ]
-        if not ready:
+        ready = [place for place in seen if done[place[2]].all()]
+        if not ready and not self._stop_strings:
             return
         outputs = jax.device_get(report.outputs)
-        for part, row, prompt in ready:
+        for part, row, whole, _ in seen if self._stop_strings else ():
+            for sample, tokens in enumerate(outputs.tokens[whole]):
+                if self._stop_strings.end(tokens[: outputs.length[whole, sample]]) is not None:
+                    self._scheduler.end(part, row, sample)
+        for part, row, whole, prompt in ready:
             self._scheduler.free(part, row)
-            whole = part * rows_of_part + row
             if prompt in self._cancelled:
                 yield prompt, self._failed(prompt)
                 continue
@@ -165,10 +181,14 @@ class Generation:
             yield prompt, RequestResult(id=self._work.ids[prompt], completions=completions)
 
     def _completion(self, outputs: Outputs, row: int, sample: int) -> Completion:
-        count = outputs.length[row, sample]
-        tokens, log_probs, log_kept = (np.array(values[row, sample, :count]) for values in outputs[:3])
-        reason: FinishReason = "stop" if int(tokens[-1]) in self._stop else "length"
+        count = int(outputs.length[row, sample])
+        end = self._stop_strings.end(np.asarray(outputs.tokens[row, sample, :count]))
+        tokens, log_probs, log_kept = (np.array(values[row, sample, : end or count]) for values in outputs[:3])
+        reason: FinishReason = "stop" if end or int(tokens[-1]) in self._stop else "length"
         return Completion(token_ids=tokens, logprobs=log_probs, log_kept=log_kept, finish_reason=reason)
+
+    def _whole_row(self, part: int, row: int) -> int:
+        return part * (self._shape.rows // self._shape.parts) + row
 
     def _told_dropped(self) -> Iterator[tuple[int, RequestResult]]:
         while self._dropped:

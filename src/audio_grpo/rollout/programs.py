@@ -16,7 +16,7 @@ from audio_grpo.model.table import Weights
 from audio_grpo.model.thinker import extend, output_head, prefill
 from audio_grpo.parallel.activations import FEW_TOKENS, Placement
 from audio_grpo.rollout.sampler import Sampling, draw, drawable
-from audio_grpo.rollout.state import DecodeState, NewPrompts, Outputs, Prompts, Queue, Report, Work
+from audio_grpo.rollout.state import DecodeState, NewPrompts, Outputs, Prompts, Queue, Report, Slots, Work
 
 
 def prefill_rows(
@@ -59,12 +59,13 @@ def decode_burst(
     sampling: Sampling,
     stop: tuple[int, ...],
     steps: int,
+    fewest: int,
     weights: Weights,
     allowed: Bool[Array, "V"],
     state: DecodeState,
     queue: Queue,
 ) -> tuple[DecodeState, Report]:
-    """Up to `steps` decode steps; ends early when nothing is left to decode."""
+    """Up to `steps` decode steps; ends early when nothing is left to decode, or no more than `fewest` slots needed."""
     # Once for the burst: within the loop, narrower weights would be widened again for every token.
     weights = {key: value.astype(state.slots.hidden.dtype) for key, value in weights.items()}
     state = _cancel(state, queue)
@@ -72,7 +73,8 @@ def decode_burst(
 
     def more(carry: tuple[Int[Array, ""], DecodeState, Membership]) -> Bool[Array, ""]:
         done, state, _ = carry
-        return (done < steps) & (state.slots.active.any() | (state.next < queue.end).any())
+        left = state.slots.active.any() | (state.next < queue.end).any()
+        return (done < steps) & left & (_slots_needed(state, queue) > fewest)
 
     def step(
         carry: tuple[Int[Array, ""], DecodeState, Membership],
@@ -89,14 +91,33 @@ def decode_burst(
 
     start = (jnp.int32(0), state, _membership(state, width))
     _, state, _ = jax.lax.while_loop(more, step, start)
-    return state, Report(state.outputs, state.work)
+    return state, Report(state.outputs, state.work, _slots_needed(state, queue))
+
+
+def narrow_slots(slots: Slots, parts: int, count: int) -> Slots:
+    """Keep `count` slots, all active ones among them."""
+    kept = jnp.argsort(~slots.active.reshape(parts, -1), axis=1)[:, : count // parts]
+
+    def keep(values: Array, axis: int = 0) -> Array:
+        before, after = values.shape[:axis], values.shape[axis + 1 :]
+        take = jax.vmap(lambda part, index: jnp.take(part, index, axis=axis), (axis, 0), axis)
+        return take(values.reshape(*before, parts, -1, *after), kept).reshape(*before, count, *after)
+
+    return Slots(KeysValues(*(keep(x, 1) for x in slots.cache)), *(keep(x) for x in slots[1:]))
+
+
+def _slots_needed(state: DecodeState, queue: Queue) -> Int[Array, ""]:
+    """What `Report.slots_needed` says."""
+    active = state.slots.active.reshape(queue.end.shape[0], -1)
+    drained = queue.closed & (state.next >= queue.end).all()
+    return jnp.where(drained, active.sum(axis=1).max(), active.shape[1])
 
 
 def _cancel(state: DecodeState, queue: Queue) -> DecodeState:
-    """End what decodes in cancelled rows; what still waits there ends when its turn comes, and the row with it."""
+    """End cancelled completions that decode; those that still wait end when their turn comes."""
     slots = state.slots
     row = _global_row(state, slots.row)
-    ended = slots.active & queue.cancelled.reshape(-1)[row]
+    ended = slots.active & queue.cancelled.reshape(-1, queue.cancelled.shape[2])[row, slots.sample]
     return state._replace(
         slots=slots._replace(active=slots.active & ~ended), outputs=_done(state.outputs, ended, row, slots.sample)
     )
@@ -118,7 +139,7 @@ def _refill(state: DecodeState, queue: Queue) -> DecodeState:
     sample, begins = (place % generations).reshape(-1), taken.reshape(-1)
     row, sample = jnp.where(begins, row, slots.row), jnp.where(begins, sample, slots.sample)
     whole = _global_row(state, row)
-    dropped = begins & queue.cancelled.reshape(-1)[whole]
+    dropped = begins & queue.cancelled.reshape(-1, generations)[whole, sample]
     fresh = jax.vmap(jax.random.fold_in)(state.prompts.key[whole], sample)
     return state._replace(
         slots=slots._replace(

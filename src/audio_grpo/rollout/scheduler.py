@@ -38,7 +38,7 @@ class Scheduler:
         self._generations = generations
         of_part = rows // parts
         self._parts = [_Part(list(range(of_part))[::-1], np.zeros(of_part, np.int32)) for _ in range(parts)]
-        self._cancelled = np.zeros((parts, of_part), bool)
+        self._cancelled = np.zeros((parts, of_part, generations), bool)
 
     @property
     def done(self) -> bool:
@@ -81,8 +81,14 @@ class Scheduler:
                 self._cancelled[part, row] = True
         return False
 
-    def queue(self) -> tuple[Int32[np.ndarray, "P r"], Int32[np.ndarray, "P"], Bool[np.ndarray, "P r"]]:
-        """Ring, end and cancelled rows of each part, as `state.Queue` has them."""
+    def end(self, part: int, row: int, sample: int) -> None:
+        """End one of the completions of the prompt in a row."""
+        self._cancelled[part, row, sample] = True
+
+    def queue(
+        self,
+    ) -> tuple[Int32[np.ndarray, "P r"], Int32[np.ndarray, "P"], Bool[np.ndarray, "P r G"], Bool[np.ndarray, ""]]:
+        """Ring, end and cancelled completions of each part, and whether no prompt waits: fields of `state.Queue`."""
         ring = np.stack([part.ring for part in self._parts])
         end = np.asarray([part.lined_up * self._generations for part in self._parts], np.int32)
-        return ring, end, self._cancelled.copy()
+        return ring, end, self._cancelled.copy(), np.asarray(not self._pending)

@@ -1,12 +1,14 @@
 """Sizes of the engine: what its user sets, and what follows for one workload."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from audio_grpo.config import Config
 from audio_grpo.rollout.sampler import Sampling
 
 _PREFILL_PROMPTS = 8
 """Prompts run in one prefill at most."""
+_FEWEST_SLOTS = 8
+"""Of a part; fewer cost a decode step as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class EngineSettings:
     """Tokens decoded in one dispatch."""
     sampling: Sampling
     seed: int
+    stop_strings: tuple[str, ...] = ()
+    """Any of these ends a completion, with the token that completes it."""
 
 
 def engine_settings(config: Config) -> EngineSettings:
@@ -45,6 +49,7 @@ def engine_settings(config: Config) -> EngineSettings:
             min_length=config.min_completion_length,
         ),
         seed=config.seed,
+        stop_strings=tuple(config.stop_strings),
     )
 
 
@@ -60,6 +65,23 @@ class WorkloadShape:
     """G: completions of each prompt."""
     prefill: int
     """Prompts in one prefill."""
+
+    @property
+    def slots_of_part(self) -> int:
+        """Slots on one device, or on those that share some."""
+        return self.slots // self.parts
+
+    @property
+    def narrow_at(self) -> int:
+        """Slots of each part that are kept once no more are needed; 0 where they would be too few."""
+        half = self.slots_of_part // 2
+        return half if half >= _FEWEST_SLOTS else 0
+
+    def narrowed(self, needed: int) -> "WorkloadShape":
+        """The same with half the slots, and half again, as long as `needed` of each part remain."""
+        if not self.narrow_at or needed > self.narrow_at:
+            return self
+        return replace(self, slots=self.narrow_at * self.parts).narrowed(needed)
 
 
 def workload_shape(settings: EngineSettings, parts: int, prompts: int, generations: int) -> WorkloadShape:

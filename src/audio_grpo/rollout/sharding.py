@@ -32,7 +32,7 @@ def state_sharding(mesh: Mesh) -> DecodeState:
 def report_sharding(mesh: Mesh) -> Report:
     """Every process reads all of it."""
     everywhere: Any = replicated(mesh)
-    return Report(_outputs_sharding(mesh), Work(everywhere, everywhere))
+    return Report(_outputs_sharding(mesh), Work(everywhere, everywhere), everywhere)
 
 
 def _outputs_sharding(mesh: Mesh) -> Outputs:

@@ -84,8 +84,10 @@ class Queue(NamedTuple):
     ring: Int[Array, "P r"]
     """r = R / P rows in the order in which they were filled."""
     end: Int[Array, "P"]
-    cancelled: Bool[Array, "P r"]
-    """Rows whose completions are to end."""
+    cancelled: Bool[Array, "P r G"]
+    """Completions that are to end."""
+    closed: Bool[Array, ""]
+    """No more will be lined up."""
 
 
 class Report(NamedTuple):
@@ -93,6 +95,8 @@ class Report(NamedTuple):
 
     outputs: Outputs
     work: Work
+    slots_needed: Int[Array, ""]
+    """Of each part: all, until the queue is closed and empty; then no more than are active where most are."""
 
 
 class NewPrompts(NamedTuple):

@@ -74,7 +74,13 @@ class Evaluator:
         session = self._session
         if self._engine is None:
             self._engine = OfflineEngine(
-                session.config, weights, mesh=session.mesh, special=session.special, settings=self._settings
+                session.config,
+                weights,
+                mesh=session.mesh,
+                special=session.special,
+                settings=self._settings,
+                tokenizer=session.tokenizer,
+                store=session.clip_store,
             )
         self._engine.weights = weights
         share = reading_share(session.mesh, self._batch_size)

@@ -18,6 +18,7 @@ from audio_grpo.errors import UserError
 from audio_grpo.grpo import Learner, TrainState
 from audio_grpo.parallel.mesh import batch_shards
 from audio_grpo.parallel.processes import gather, host_value, is_first, start_processes
+from audio_grpo.rollout.hearing import Hearing
 from audio_grpo.training.batches import check_divides, join_parts, place_parts, reading_share
 from audio_grpo.training.checkpoints import Checkpoints
 from audio_grpo.training.evaluate import Evaluator
@@ -39,6 +40,7 @@ class Trainer:
     session: Session
     phase: Phase
     learner: Learner
+    hearing: Hearing
     frozen: dict[str, Array]
     """Weights that training leaves as they are."""
     reference: dict[str, Array] | None
@@ -81,6 +83,7 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
         session=session,
         phase=phase,
         learner=learner,
+        hearing=Hearing(session.spec, session.mesh, session.clip_store),
         frozen={key: weights[key] for key in weights if key not in session.trainable},
         reference=weights if with_reference else None,
         state=learner.start(own),

@@ -15,6 +15,7 @@ from audio_grpo.model.experts import tokens_travel
 from audio_grpo.model.spec import compute_dtype
 from audio_grpo.parallel.mesh import batch_sharding, batch_shards, replicated
 from audio_grpo.rollout.compiled import EnginePrograms
+from audio_grpo.rollout.hearing import Hearing
 from audio_grpo.rollout.settings import WorkloadShape, engine_settings, workload_shape
 from audio_grpo.rollout.state import NewPrompts, Queue
 from audio_grpo.training.optimizer import create_optimizer
@@ -151,7 +152,7 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     yield Program(
         phase="tower",
         session=session,
-        program=programs.hear,
+        program=Hearing(session.spec, session.mesh).program,
         arguments=(weights, audio),
         runs=1,
         inputs=audio,
@@ -180,13 +181,14 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     queue = Queue(
         ring=everywhere((shape.parts, rows), jnp.int32),
         end=everywhere((shape.parts,), jnp.int32),
-        cancelled=everywhere((shape.parts, rows), jnp.bool_),
+        cancelled=everywhere((shape.parts, rows, work.generations), jnp.bool_),
+        closed=everywhere((), jnp.bool_),
     )
     yield Program(
         phase="decode burst",
         session=session,
         program=programs.burst,
-        arguments=(weights, everywhere((session.spec.decoder.vocab,), jnp.bool_), state, queue),
+        arguments=(shape.narrow_at, weights, everywhere((session.spec.decoder.vocab,), jnp.bool_), state, queue),
         runs=waves * -(-work.completion_length // settings.burst),
         turns=min(settings.burst, work.completion_length),
         routed_share=1 / session.mesh.shape["expert"],

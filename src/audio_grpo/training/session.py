@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,11 +19,12 @@ from audio_grpo.model.table import Table, sharding_of
 from audio_grpo.model.thinker import thinker_table
 from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.parallel.roles import create_roles
+from audio_grpo.rollout.clip_store import ClipStore
 from audio_grpo.text import ReasoningTags, Tokenizer, load_tokenizer
 from audio_grpo.types import SpecialTokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Session:
     """A configuration's model on this machine's devices, without its weights."""
 
@@ -73,6 +76,15 @@ class Session:
             return frozenset(self.adapters)
         frozen = ("audio_tower.",) if self.config.freeze_audio_encoder_params else ()
         return frozenset(key for key in self.table if not key.startswith(frozen))
+
+    @cached_property
+    def clip_store(self) -> ClipStore | None:
+        """Where audio embeddings are kept; None where the tower learns, or several processes share the clips."""
+        config = self.config
+        if not config.freeze_audio_encoder_params or not config.audio_store_gib or jax.process_count() > 1:
+            return None
+        folder = None if config.audio_store_path is None else Path(config.audio_store_path).expanduser()
+        return ClipStore(int(config.audio_store_gib * (1 << 30)), folder)
 
     @property
     def devices(self) -> str:

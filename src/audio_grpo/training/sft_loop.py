@@ -48,7 +48,7 @@ def sft_step(trainer: Trainer, batch: dict[str, Any], _step: int) -> StepResult:
     groups = target_groups(session, batch)
     heard: Any = audio_of(batch)
     if session.config.freeze_audio_encoder_params:
-        heard = trainer.learner.hear(trainer.frozen, place(session.mesh, heard))
+        heard = trainer.hearing(trainer.frozen, place(session.mesh, heard))
     aux, norm = update(trainer, groups, heard)
     tokens = float(aux.tokens)
     metrics = {
