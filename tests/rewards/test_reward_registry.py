@@ -14,12 +14,15 @@ from audio_grpo.rewards import RewardFunction, RewardTable, asr_wer_reward, reso
 
 PROMPTS = ["p0", "p1"]
 COMPLETIONS = [["a", "bb", "ccc"], ["d", "ee", "fff"]]
+IDS = [[[5], [5, 6], [5, 6, 7]], [[8], [8, 9], []]]
 COLUMNS = {"ground_truth_text": ["a", "fff"], "speaker": [7, 8]}
 
 
 def table_of(*functions: Callable[..., Any], columns: dict[str, Any] = COLUMNS) -> RewardTable:
     named = [RewardFunction(getattr(function, "__name__", "unnamed"), function) for function in functions]
-    return score_completions(named, prompts=PROMPTS, completions=COMPLETIONS, columns=columns, config=Config())
+    return score_completions(
+        named, prompts=PROMPTS, completions=COMPLETIONS, completion_ids=IDS, columns=columns, config=Config()
+    )
 
 
 def length(completions: list[str], **kwargs: Any) -> list[float]:
@@ -44,6 +47,7 @@ def test_each_function_is_called_once_with_every_column_repeated() -> None:
     (keywords,) = calls
     assert keywords["prompts"] == ["p0"] * 3 + ["p1"] * 3
     assert keywords["completions"] == ["a", "bb", "ccc", "d", "ee", "fff"]
+    assert keywords["completion_ids"] == [[5], [5, 6], [5, 6, 7], [8], [8, 9], []]
     assert keywords["ground_truth_text"] == ["a"] * 3 + ["fff"] * 3
     assert keywords["speaker"] == [7, 7, 7, 8, 8, 8]
     assert keywords["config"] is keywords["tmvp_config"]

@@ -105,7 +105,7 @@ def test_every_number_of_a_run_is_finite_and_what_it_says(whole):
     assert first["phase"] == "grpo"
     assert first["reward"] == first["rewards/asr_wer_reward/mean"]
     assert first["completions/min_length"] <= first["completions/mean_length"] <= first["completions/max_length"] <= 12
-    assert first["sampling/importance_sampling_ratio/mean"] == 1
+    assert first["policy_ratio/mean"] == 1
     assert first["sampling/sampling_logp_difference/max"] < 1e-4
     assert first["kl"] < 1e-9 < metrics_of(run)[-1]["kl"]
     assert first["grad_norm"] > 0
@@ -223,7 +223,7 @@ def test_a_rate_of_zero_leaves_every_weight_as_it_is(folder):
     config = config_of(folder, run_name="rate-0", learning_rate=0.0, steps=2, grain_eval_files=None)
     before = starting_weights(create_session(config), "grpo")
     for metrics in metrics_of(train_loop(config)):
-        assert metrics["sampling/importance_sampling_ratio/mean"] == 1
+        assert metrics["policy_ratio/mean"] == 1
         assert metrics["kl"] < 1e-9
         assert metrics["grad_norm"] > 0
     for key, value in weights_of(config).items():
@@ -259,7 +259,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(folder):
         found.append((groups.reference_log_probs, *gradients(trainer, groups, heard)))
     (whole_reference, whole, whole_aux), (reference, parts, aux) = found
     np.testing.assert_allclose(whole_reference, reference, atol=1e-5)
-    np.testing.assert_allclose(whole_aux, aux, rtol=1e-4, atol=1e-4)
+    assert whole_aux.means() == pytest.approx(aux.means(), rel=1e-4, abs=1e-4)
     for key, value in whole.items():
         np.testing.assert_allclose(parts[key], value, atol=1e-4 * np.abs(value).max() + 1e-9, err_msg=key)
 
@@ -270,7 +270,7 @@ def test_further_iterations_depart_from_the_policy_that_sampled_and_the_referenc
     batch = next(trainer.data)
     metrics = grpo_step(trainer, engine, [resolve_reward("asr_wer_reward")], batch, 1).metrics
     assert trainer.state.step == 2
-    assert 0 < abs(metrics["sampling/importance_sampling_ratio/mean"] - 1) < 0.5
+    assert 0 < abs(metrics["policy_ratio/mean"] - 1) < 0.5
     assert metrics["kl"] > 1e-9
     for key, value in trainer.reference.items():
         np.testing.assert_array_equal(value, start[key], err_msg=key)

@@ -21,6 +21,7 @@ Template = Literal["reasoning", "transcript", "qwen3-asr"]
 NormalizerName = Literal[
     "none", "basic", "whisper-english", "whisper-basic", "arabic-leaderboard", "arabic-extended", "cjk"
 ]
+LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo"]
 Tag = Annotated[str, Field(min_length=1)]
 
 
@@ -177,6 +178,11 @@ class RewardKeys(_Section):
     """Built-in names, `module:function` or `file.py:function`."""
     reward_weights: list[float] | None = None
     """One for each function; None weighs them equally with 1."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Whether the weighted rewards' sum becomes advantages, or each reward does for itself and these are summed."""
+    soft_punish_cache: NonNegative = 0
+    """The reward `soft_overlong_punishment_reward` falls from 0 to -1 over this many tokens before the largest length
+    of a completion."""
     reward_exact_format_match: float = 3.0
     asr_reward_cap: Annotated[float, Field(gt=0)] = 2.0
     asr_exact_match_bonus: float = 3.0
@@ -210,9 +216,10 @@ class RolloutKeys(_Section):
     """Completions that decode at the same time."""
     decode_burst: Positive = 16
     """Tokens decoded in one dispatch before the host looks for finished completions."""
-    audio_store_gib: Annotated[float, Field(ge=0)] = 1.0
-    """While the audio tower is frozen, clips' embeddings are kept for later epochs, as many as this holds; in a run of
-    one process."""
+    audio_store_gib: Annotated[float, Field(ge=0)] = 0.0
+    """While the audio tower is frozen, clips' embeddings are kept for later epochs, as many as this holds, by runs of
+    one process. A resumed run hears clips in other company than an uninterrupted one would: it then equals it up to
+    rounding, and not bit for bit."""
     audio_store_path: str | None = None
     """A local folder to keep them in, which serves later runs too; null keeps them in the host's memory."""
     inference_rollouts: Literal[1] = 1
@@ -232,10 +239,39 @@ class GrpoKeys(_Section):
     """Weight of the KL to the reference; 0 builds no reference."""
     grpo_epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Half-width of the clipped ratio's interval."""
+    epsilon_high: Annotated[float, Field(gt=0)] | None = None
+    """The interval's upper half-width where it differs; for `loss_type` cispo, the largest ratio itself."""
+    delta: Annotated[float, Field(gt=0)] | None = None
+    """Largest ratio, for negative advantages too."""
+    loss_type: LossType = "grpo"
+    """The policy's objective and how token losses are averaged (see docs/losses.md)."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Each token's own ratio, or one for each sequence (GSPO)."""
+    sapo_temperature_pos: Annotated[float, Field(gt=0)] = 1.0
+    """Steepness of `loss_type` sapo's gate for positive advantages; a higher one lets less through."""
+    sapo_temperature_neg: Annotated[float, Field(gt=0)] = 1.05
+    """The same for the others."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the KL to the reference is estimated."""
+    use_bias_correction_kl: bool = False
+    """The KL estimate is multiplied by the ratio, so that its gradient is unbiased."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Which standard deviation divides the advantages."""
-    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
-    """How token losses are averaged (see `grpo.loss`)."""
+    use_leave_one_out_baseline: bool = False
+    """A completion's reward is compared with the mean of the group's others (RLOO) instead of the group's."""
+    mask_truncated_completions: bool = False
+    """Completions that were cut off at their largest length count nothing in the loss."""
+    importance_sampling_correction: bool = False
+    """The loss is weighted by the ratio of the learner's probabilities to those that the engine reported."""
+    importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        "sequence_mask"
+    )
+    """Whose ratio that is, and whether one outside the bounds is moved to the nearest or weighs nothing."""
+    importance_sampling_clip_max: Annotated[float, Field(gt=0)] | None = 3.0
+    importance_sampling_clip_min: Annotated[float, Field(gt=0)] | None = None
+    off_policy_mask_threshold: Annotated[float, Field(gt=0)] | None = None
+    """Sequences of negative advantage count nothing where their mean log-probability has fallen by more nats than
+    this since they were sampled."""
     num_iterations: Positive = 1
     """Updates on each batch of completions, μ."""
 
@@ -357,6 +393,64 @@ class Config(
             raise ValueError("\n".join(problems))
         return self
 
+    def _grpo_agreements(self) -> list[tuple[bool, str]]:
+        """Those of the loss and the advantages."""
+        clips = self.loss_type not in ("cispo", "sapo")
+        upper = 1 + (self.grpo_epsilon if self.epsilon_high is None else self.epsilon_high)
+        clip_min, clip_max = self.importance_sampling_clip_min, self.importance_sampling_clip_max
+        separate = self.multi_objective_aggregation == "normalize_then_sum"
+        overlong = "soft_overlong_punishment_reward" in self.reward_functions
+        return [
+            (
+                self.loss_type != "cispo" or (self.epsilon_high or 0) >= 1,
+                f"loss_type cispo takes epsilon_high for the largest ratio itself, which is {self.epsilon_high}: give "
+                "1 or more, for example 5.0",
+            ),
+            (
+                self.loss_type != "sapo" or self.epsilon_high is None,
+                f"epsilon_high {self.epsilon_high} has nothing to clip with loss_type sapo: leave it out, or change "
+                "sapo_temperature_pos and sapo_temperature_neg",
+            ),
+            (
+                self.delta is None or clips,
+                f"delta {self.delta} has nothing to cap with loss_type {self.loss_type}: leave it out, or take grpo, "
+                "bnpo, dapo or dr_grpo",
+            ),
+            (
+                self.delta is None or not clips or self.delta > upper,
+                f"delta {self.delta} is not above {upper:g}, where the ratio is clipped: make it larger",
+            ),
+            (
+                clip_min is None or clip_max is None or clip_min < clip_max,
+                f"importance_sampling_clip_min {clip_min} is not below importance_sampling_clip_max {clip_max}",
+            ),
+            (
+                not self.importance_sampling_correction or (clip_min, clip_max) != (None, None),
+                "importance_sampling_correction needs importance_sampling_clip_max or importance_sampling_clip_min: "
+                "both are null",
+            ),
+            (
+                not separate or self.scale_rewards == "group",
+                f"scale_rewards {self.scale_rewards} contradicts multi_objective_aggregation normalize_then_sum, which "
+                "scales each reward by its group's deviation: leave it at group",
+            ),
+            (
+                not (separate and self.use_leave_one_out_baseline),
+                "use_leave_one_out_baseline has no effect with multi_objective_aggregation normalize_then_sum, which "
+                "scales advantages in the end: leave one of them out",
+            ),
+            (
+                overlong == (self.soft_punish_cache > 0),
+                f"soft_punish_cache {self.soft_punish_cache} and reward_functions "
+                f"{'with' if overlong else 'without'} soft_overlong_punishment_reward: give both or neither",
+            ),
+            (
+                self.soft_punish_cache <= max(self.max_completion_length, 1),
+                f"soft_punish_cache {self.soft_punish_cache} exceeds the {self.max_completion_length} tokens that "
+                "max_target_length leaves a completion: make it smaller",
+            ),
+        ]
+
     def _agreements(self) -> list[tuple[bool, str]]:
         """Each pair is (holds, sentence that names the keys, their values and the remedy)."""
         free_axes = {
@@ -428,4 +522,5 @@ class Config(
                 len(self.train_data_columns) > 0,
                 "train_data_columns is empty: name the prompt column, for example 'ar'",
             ),
+            *self._grpo_agreements(),
         ]

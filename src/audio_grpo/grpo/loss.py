@@ -1,129 +1,162 @@
-"""The clipped policy loss of GRPO (arXiv 2402.03300, equation 3) with KL to a frozen reference."""
+"""The GRPO loss on per-token log-probabilities, with its relatives; docs/losses.md has them all.
+
+Options bear TRL's names (its `GRPOConfig`), but for `grpo_epsilon` and `grpo_beta`, which are MaxText's.
+"""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float
 
 from audio_grpo.config import Config
+from audio_grpo.config.schema import LossType
 from audio_grpo.grpo.log_probs import TokenScores
+from audio_grpo.grpo.metrics import LossAux, Metric, average, largest, least
+from audio_grpo.grpo.objectives import KlEstimator, cispo_loss, clipped_loss, kl_divergence, sapo_loss
+from audio_grpo.grpo.ratios import Level, SamplerCorrection, policy_ratio, sampler_ratio, sequence_mean
 from audio_grpo.types import GroupBatch
 
-_LARGEST_EXPONENT = 20.0
-"""exp(20) is far outside any clip interval and far inside float32."""
+_UNBOUNDED = SamplerCorrection(mode="token_truncate", clip_min=None, clip_max=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSettings:
-    """Constants of the loss."""
+    """Constants of the loss; left out, they are those of plain GRPO."""
 
+    loss_type: LossType = "grpo"
+    """Which objective; its averaging is in the batch's token weights."""
+    importance_sampling_level: Level = "token"
+    """Whether each token has its own ratio or each sequence has one for all of its tokens."""
     epsilon: float = 0.2
-    """The ratio counts within 1 − epsilon … 1 + epsilon."""
+    """The ratio counts from 1 − epsilon …"""
+    epsilon_high: float | None = None
+    """… to 1 + epsilon_high, or 1 + epsilon where this is None; for cispo, the largest weight itself."""
+    delta: float | None = None
+    """Largest ratio, whatever the advantage."""
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
     beta: float = 0.04
     """Weight of the KL term."""
+    kl_estimator: KlEstimator = "k3"
+    use_bias_correction_kl: bool = False
+    """The KL term is multiplied by the ratio (DeepSeek-V3.2, arXiv 2512.02556)."""
+    correction: SamplerCorrection | None = None
+    """The policy's term is multiplied by the ratio of learner to sampler."""
+    off_policy_mask_threshold: float | None = None
+    """Largest mean of s − π, in nats, of a sequence of negative advantage that counts (arXiv 2512.02556)."""
 
-
-class LossAux(NamedTuple):
-    """What a loss reports besides its value, as sums over tokens, so that two parts can be merged."""
-
-    loss: Float[Array, ""]
-    tokens: Float[Array, ""]
-    """Tokens that counted; divides the sums below into means."""
-    kl: Float[Array, ""]
-    entropy: Float[Array, ""]
-    clipped_low: Float[Array, ""]
-    """Tokens whose ratio was below the interval while their advantage was negative."""
-    clipped_high: Float[Array, ""]
-    """Tokens whose ratio was above the interval while their advantage was positive."""
-    ratio: Float[Array, ""]
-    sampler_gap: Float[Array, ""]
-    """|learner's − sampler's log-probability|."""
-    sampler_gap_max: Float[Array, ""]
-    """The largest of them; combine by maximum."""
-
-    def merge(self, other: "LossAux") -> "LossAux":
-        """The report on two parts together."""
-        summed = [a + b for a, b in zip(self, other, strict=True)]
-        return LossAux(*summed)._replace(sampler_gap_max=jnp.maximum(self.sampler_gap_max, other.sampler_gap_max))
-
-    def means(self) -> dict[str, float]:
-        """Metrics by TRL's names."""
-        tokens = max(float(self.tokens), 1.0)
-        return {
-            "loss": float(self.loss),
-            "kl": float(self.kl) / tokens,
-            "entropy": float(self.entropy) / tokens,
-            "clip_ratio/low_mean": float(self.clipped_low) / tokens,
-            "clip_ratio/high_mean": float(self.clipped_high) / tokens,
-            "clip_ratio/region_mean": float(self.clipped_low + self.clipped_high) / tokens,
-            "sampling/importance_sampling_ratio/mean": float(self.ratio) / tokens,
-            "sampling/sampling_logp_difference/mean": float(self.sampler_gap) / tokens,
-            "sampling/sampling_logp_difference/max": float(self.sampler_gap_max),
-        }
+    @property
+    def upper(self) -> float:
+        """The upper end's epsilon."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
 
 def loss_settings(config: Config) -> LossSettings:
     """The configured constants of the loss."""
-    return LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)
+    correction = SamplerCorrection(
+        mode=config.importance_sampling_mode,
+        clip_min=config.importance_sampling_clip_min,
+        clip_max=config.importance_sampling_clip_max,
+    )
+    return LossSettings(
+        loss_type=config.loss_type,
+        importance_sampling_level=config.importance_sampling_level,
+        epsilon=config.grpo_epsilon,
+        epsilon_high=config.epsilon_high,
+        delta=config.delta,
+        sapo_temperature_pos=config.sapo_temperature_pos,
+        sapo_temperature_neg=config.sapo_temperature_neg,
+        beta=config.grpo_beta,
+        kl_estimator=config.kl_estimator,
+        use_bias_correction_kl=config.use_bias_correction_kl,
+        correction=correction if config.importance_sampling_correction else None,
+        off_policy_mask_threshold=config.off_policy_mask_threshold,
+    )
 
 
 def grpo_loss_fn(scores: TokenScores, batch: GroupBatch, settings: LossSettings) -> tuple[Float[Array, ""], LossAux]:
-    """Σ_t w_t · (−min(ρ_t A, clip(ρ_t, 1 − ε, 1 + ε) A) + β · k3_t), with ρ_t = exp(π_t − o_t).
+    """Σ_t w_t · (c_t · objective(ρ_t, A) + β · KL_t), with ρ_t = exp(π_t − o_t).
 
-    w are the batch's token weights, o its old log-probabilities (the policy's own, without gradient, where it has
-    none) and k3 = exp(f − π) − (f − π) − 1 for the reference's log-probabilities f.
+    w are the batch's token weights and o its old log-probabilities: the policy's own, without gradient, where it has
+    none. c = exp(o − s) corrects for the sampler's log-probabilities s, which are taken to be o where the batch has
+    none; the KL is to the reference's.
     """
-    policy, mask = scores.log_probs, batch.mask
+    policy, mask, advantage = scores.log_probs, batch.mask, batch.advantages[..., None]
     fixed = jax.lax.stop_gradient(policy)
     old = fixed if batch.old_log_probs is None else batch.old_log_probs
-    ratio = jnp.exp(jnp.clip(policy - old, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
-    advantage = batch.advantages[..., None]
-    clipped = jnp.clip(ratio, 1 - settings.epsilon, 1 + settings.epsilon)
-    per_token = -jnp.minimum(ratio * advantage, clipped * advantage)
-    kl = jnp.zeros_like(policy)
+    sampler = old if batch.sampler_log_probs is None else batch.sampler_log_probs
+    ratio = policy_ratio(policy - old, mask, settings.importance_sampling_level)
+    correction = sampler_ratio(old - sampler, mask, settings.correction or _UNBOUNDED)
+    metrics: dict[str, Metric] = {
+        "entropy": average(scores.entropy, mask),
+        "policy_ratio/mean": average(ratio, mask),
+        **_clipping(ratio, advantage, mask, settings),
+        **_sampling(jnp.abs(old - sampler), correction, mask),
+    }
+    per_token = _objective(ratio, advantage, policy, settings)
+    if settings.off_policy_mask_threshold is not None:
+        drift = sequence_mean(sampler - fixed, mask)
+        dropped = (advantage < 0) & (drift > settings.off_policy_mask_threshold)
+        per_token = jnp.where(dropped, 0.0, per_token)
+        metrics["sampling/off_policy_fraction"] = average(dropped, mask)
+    if settings.correction is not None:
+        per_token = per_token * correction
+        metrics["sampling/masked_fraction"] = average(correction == 0, mask)
     if batch.reference_log_probs is not None:
-        kl = k3(policy, batch.reference_log_probs)
+        kl = kl_divergence(policy, batch.reference_log_probs, settings.kl_estimator)
+        kl = kl * ratio if settings.use_bias_correction_kl else kl
         per_token = per_token + settings.beta * kl
+        metrics["kl"] = average(kl, mask)
     loss = jnp.where(mask, per_token * batch.token_weights, 0.0).sum()
-    sampler = fixed if batch.sampler_log_probs is None else batch.sampler_log_probs
-    gap = jnp.where(mask, jnp.abs(fixed - sampler), 0.0)
-    aux = LossAux(
-        loss=loss,
-        tokens=mask.sum().astype(jnp.float32),
-        kl=_masked_sum(kl, mask),
-        entropy=_masked_sum(scores.entropy, mask),
-        clipped_low=_masked_sum((ratio < 1 - settings.epsilon) & (advantage < 0), mask),
-        clipped_high=_masked_sum((ratio > 1 + settings.epsilon) & (advantage > 0), mask),
-        ratio=_masked_sum(ratio, mask),
-        sampler_gap=gap.sum(),
-        sampler_gap_max=gap.max(),
-    )
-    return loss, jax.lax.stop_gradient(aux)
+    return loss, jax.lax.stop_gradient(LossAux(loss, metrics))
 
 
-def k3(policy: Float[Array, "*N"], reference: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """Unbiased, non-negative estimate of KL(policy ‖ reference) from one draw (Schulman, Approximating KL, 2020)."""
-    difference = jnp.clip(reference - policy, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    return jnp.exp(difference) - difference - 1
+def _objective(
+    ratio: Float[Array, "B G #C"],
+    advantage: Float[Array, "B G 1"],
+    policy: Float[Array, "B G C"],
+    settings: LossSettings,
+) -> Float[Array, "B G #C"]:
+    if settings.loss_type == "cispo":
+        return cispo_loss(ratio, advantage, policy, epsilon_high=settings.upper)
+    if settings.loss_type == "sapo":
+        return sapo_loss(
+            ratio,
+            advantage,
+            temperature_pos=settings.sapo_temperature_pos,
+            temperature_neg=settings.sapo_temperature_neg,
+        )
+    return clipped_loss(ratio, advantage, epsilon=settings.epsilon, epsilon_high=settings.upper, delta=settings.delta)
 
 
-def token_weights(
-    mask: Bool[np.ndarray, "B G C"], loss_type: Literal["grpo", "dapo", "dr_grpo"]
-) -> Float32[np.ndarray, "B G C"]:
-    """Weight of each token in the loss of the *whole* accumulated batch, whichever parts it is computed in.
+def _clipping(
+    ratio: Float[Array, "B G #C"], advantage: Float[Array, "B G 1"], mask: Bool[Array, "B G C"], settings: LossSettings
+) -> dict[str, Metric]:
+    """Shares of the ratios that the objective holds back: below for blame, above for praise."""
+    if settings.loss_type == "sapo":
+        return {}
+    if settings.loss_type == "cispo":
+        return {"cispo_clip_ratio": average((ratio > settings.upper) & (advantage > 0), mask)}
+    low = (ratio < 1 - settings.epsilon) & (advantage < 0)
+    high = (ratio > 1 + settings.upper) & (advantage > 0)
+    return {
+        "clip_ratio/low_mean": average(low, mask),
+        "clip_ratio/low_min": least(sequence_mean(low.astype(jnp.float32), mask), mask),
+        "clip_ratio/high_mean": average(high, mask),
+        "clip_ratio/high_max": largest(sequence_mean(high.astype(jnp.float32), mask), mask),
+        "clip_ratio/region_mean": average(low | high, mask),
+    }
 
-    grpo: mean over a sequence's tokens, then over sequences. dapo: mean over all tokens (arXiv 2503.14476).
-    dr_grpo: sum over tokens divided by sequences × C (arXiv 2503.20783).
-    """
-    sequences, length = mask.shape[0] * mask.shape[1], mask.shape[2]
-    if loss_type == "grpo":
-        return (mask / np.maximum(mask.sum(axis=2, keepdims=True), 1) / sequences).astype(np.float32)
-    denominator = mask.sum() if loss_type == "dapo" else sequences * length
-    return (mask / max(denominator, 1)).astype(np.float32)
 
-
-def _masked_sum(values: Array, mask: Bool[Array, "B G C"]) -> Float[Array, ""]:
-    return jnp.where(mask, values, 0).sum().astype(jnp.float32)
+def _sampling(
+    gap: Float[Array, "B G C"], ratio: Float[Array, "B G #C"], mask: Bool[Array, "B G C"]
+) -> dict[str, Metric]:
+    """How far the sampler's log-probabilities are from the learner's."""
+    return {
+        "sampling/sampling_logp_difference/mean": average(gap, mask),
+        "sampling/sampling_logp_difference/max": largest(gap, mask),
+        "sampling/importance_sampling_ratio/min": least(ratio, mask),
+        "sampling/importance_sampling_ratio/mean": average(ratio, mask),
+        "sampling/importance_sampling_ratio/max": largest(ratio, mask),
+    }

@@ -2,6 +2,7 @@
 
 from audio_grpo.rewards.asr import asr_cer_reward, asr_format_reward, asr_wer_reward
 from audio_grpo.rewards.edits import EditCounts, character_edits, compute_cer, compute_wer, word_edits
+from audio_grpo.rewards.overlong import soft_overlong_punishment_reward
 from audio_grpo.rewards.registry import RewardFunction, RewardTable, resolve_reward, score_completions
 from audio_grpo.text import extract_transcription
 
@@ -18,5 +19,6 @@ __all__ = [
     "extract_transcription",
     "resolve_reward",
     "score_completions",
+    "soft_overlong_punishment_reward",
     "word_edits",
 ]

@@ -1,8 +1,8 @@
 """Reward functions by name, and the table of what a batch of completions earned.
 
-A reward function is called once for all completions, by keyword, as TRL calls it: `prompts`, `completions`, every
-column of the batch (one entry for each completion), `config` and, for MaxText's functions, `tmvp_config`. It must
-accept further keywords and returns one float for each completion.
+A reward function is called once for all completions, by keyword, as TRL calls it: `prompts`, `completions`,
+`completion_ids`, every column of the batch (one entry for each completion), `config` and, for MaxText's functions,
+`tmvp_config`. It must accept further keywords and returns one float for each completion.
 """
 
 import importlib
@@ -21,11 +21,13 @@ from jaxtyping import Float32
 from audio_grpo.config import Config
 from audio_grpo.errors import UserError
 from audio_grpo.rewards.asr import asr_cer_reward, asr_format_reward, asr_wer_reward
+from audio_grpo.rewards.overlong import soft_overlong_punishment_reward
 
 _BUILT_IN: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (asr_wer_reward, asr_cer_reward, asr_format_reward)
+    function.__name__: function
+    for function in (asr_wer_reward, asr_cer_reward, asr_format_reward, soft_overlong_punishment_reward)
 }
-_OURS = frozenset({"prompts", "completions", "config", "tmvp_config"})
+_OURS = frozenset({"prompts", "completions", "completion_ids", "config", "tmvp_config"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def score_completions(
     *,
     prompts: Sequence[str],
     completions: Sequence[Sequence[str]],
+    completion_ids: Sequence[Sequence[Sequence[int]]],
     columns: Mapping[str, Sequence[Any]],
     config: Config,
 ) -> RewardTable:
@@ -90,6 +93,7 @@ def score_completions(
         functions: R functions.
         prompts: B decoded prompts.
         completions: for each prompt its G completions, decoded without special tokens.
+        completion_ids: their token ids, stop tokens included.
         columns: the batch's further columns, B entries each, e.g. {"ground_truth_text": ["seven blue lamps", ...]}.
         config: passed on.
 
@@ -110,6 +114,7 @@ def score_completions(
     keywords |= {
         "prompts": _repeated("prompts", prompts, len(prompts), generations),
         "completions": [completion for group in completions for completion in group],
+        "completion_ids": [ids for group in completion_ids for ids in group],
         "config": config,
         "tmvp_config": config,
     }

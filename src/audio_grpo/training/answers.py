@@ -22,16 +22,18 @@ class ScoredAnswer(NamedTuple):
     characters: EditCounts
 
 
+def token_ids(tokens: Int[np.ndarray, "B G C"], mask: Bool[np.ndarray, "B G C"]) -> list[list[list[int]]]:
+    """Each completion's tokens without padding."""
+    groups = zip(tokens, mask, strict=True)
+    return [[ids[real].tolist() for ids, real in zip(*group, strict=True)] for group in groups]
+
+
 def decode_completions(
     session: Session, tokens: Int[np.ndarray, "B G C"], mask: Bool[np.ndarray, "B G C"]
 ) -> list[list[str]]:
     """Texts of all completions, control tokens left out."""
     return [
-        [
-            session.tokenizer.decode(ids[real].tolist(), skip_special_tokens=True)
-            for ids, real in zip(*group, strict=True)
-        ]
-        for group in zip(tokens, mask, strict=True)
+        [session.tokenizer.decode(ids, skip_special_tokens=True) for ids in group] for group in token_ids(tokens, mask)
     ]
 
 

@@ -14,10 +14,12 @@ from audio_grpo.grpo import (
     Advantages,
     LossAux,
     Rollout,
+    advantage_settings,
+    compute_advantages,
     generate_offline_completions,
-    group_advantages,
     grpo_loss_fn,
     loss_settings,
+    mask_truncated,
     token_weights,
 )
 from audio_grpo.grpo.learner import Heard
@@ -54,7 +56,15 @@ def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
         shardings = sampler.shardings
         weights = {key: moved(value, shardings[key]) for key, value in weights.items()}
     session = sampler or trainer.session
-    return trainer, OfflineEngine(config, weights, mesh=session.mesh, special=session.special)
+    engine = OfflineEngine(
+        config,
+        weights,
+        mesh=session.mesh,
+        special=session.special,
+        tokenizer=session.tokenizer,
+        store=session.clip_store,
+    )
+    return trainer, engine
 
 
 def train_loop(config: Config) -> RunFolder:
@@ -105,11 +115,12 @@ def grpo_step(
     clock = [time.perf_counter()]
     move_weights(trainer, engine)
     clock.append(time.perf_counter())
+    heard_before = engine.hearing.clips
     rollout = sample(trainer, engine, batch, step)
     clock.append(time.perf_counter())
     table, answers = judge(trainer.session, rewards, batch, rollout)
     total = table.total(trainer.session.config.reward_weights)
-    advantages = group_advantages(total, trainer.session.config.scale_rewards)
+    advantages = compute_advantages(table.values, advantage_settings(trainer.session.config))
     clock.append(time.perf_counter())
     aux, norm = learn(trainer, batch, rollout, advantages.values)
     clock.append(time.perf_counter())
@@ -119,6 +130,8 @@ def grpo_step(
         **_reward_metrics(table, advantages),
         "wer": sum((answer.words for group in answers for answer in group), EditCounts()).rate,
         **_length_metrics(rollout),
+        **_rollout_metrics(engine),
+        "rollout/clips_heard": float(engine.hearing.clips - heard_before),
         **aux.means(),
         "grad_norm": norm,
         "num_tokens": float(rollout.mask.sum() + batch[f"{trainer.session.config.prompt_column}_true_length"].sum()),
@@ -141,13 +154,16 @@ def learner_batch(
 ) -> tuple[GroupBatch, Heard]:
     """What is learned from a batch of completions, with the scores that stay fixed meanwhile, and what was said."""
     config = trainer.session.config
+    mask = rollout.mask
+    if config.mask_truncated_completions:
+        mask = mask_truncated(mask, rollout.finish_reasons)
     groups = GroupBatch(
         prompts=prompts_of(batch, config.prompt_column),
         completion_tokens=rollout.tokens,
-        mask=rollout.mask,
+        mask=mask,
         advantages=advantages,
-        token_weights=token_weights(rollout.mask, config.loss_type),
-        sampler_log_probs=rollout.log_probs,
+        token_weights=token_weights(mask, config.loss_type),
+        sampler_log_probs=rollout.log_probs - rollout.log_kept * config.importance_sampling_correction,
     )
     # A tower that learns must hear within the update; a frozen one has heard already, perhaps on other devices.
     frozen = config.freeze_audio_encoder_params
@@ -169,6 +185,16 @@ def _reward_metrics(table: RewardTable, advantages: Advantages) -> dict[str, flo
         metrics[f"rewards/{name}/mean"] = float(values.mean())
         metrics[f"rewards/{name}/std"] = float(values.std())
     return metrics
+
+
+def _rollout_metrics(engine: OfflineEngine) -> dict[str, float]:
+    stats = engine.last_stats
+    return {
+        "rollout/utilisation": stats.utilisation,
+        "rollout/slots": float(stats.slots),
+        "rollout/bursts": float(stats.bursts),
+        "rollout/prompts_prefilled": float(stats.prompts),
+    }
 
 
 def _length_metrics(rollout: Rollout) -> dict[str, float]:

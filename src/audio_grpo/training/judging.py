@@ -8,7 +8,7 @@ from jaxtyping import Int
 from audio_grpo.grpo import Rollout
 from audio_grpo.parallel.processes import gather, share_out
 from audio_grpo.rewards import RewardFunction, RewardTable, score_completions
-from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers
+from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers, token_ids
 from audio_grpo.training.session import Session
 
 _COLUMNS = ("ground_truth_text", "language", "id", "audio_seconds")
@@ -33,14 +33,20 @@ def judge(session: Session, functions: list[RewardFunction], batch: dict[str, An
 
 
 def reward_table(
-    session: Session, functions: list[RewardFunction], batch: dict[str, Any], texts: list[list[str]]
+    session: Session,
+    functions: list[RewardFunction],
+    batch: dict[str, Any],
+    texts: list[list[str]],
+    ids: list[list[list[int]]],
 ) -> RewardTable:
-    """What each function pays for the texts of a batch's completions."""
+    """What each function pays for a batch's completions, given as texts and as token ids."""
     column = session.config.prompt_column
     rows = zip(batch[column], batch[f"{column}_true_length"], strict=True)
-    prompts = [session.tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True) for ids, length in rows]
+    prompts = [session.tokenizer.decode(row[:length].tolist(), skip_special_tokens=True) for row, length in rows]
     columns = {name: list(batch[name]) for name in _COLUMNS}
-    return score_completions(functions, prompts=prompts, completions=texts, columns=columns, config=session.config)
+    return score_completions(
+        functions, prompts=prompts, completions=texts, completion_ids=ids, columns=columns, config=session.config
+    )
 
 
 def _judge_rows(
@@ -52,9 +58,10 @@ def _judge_rows(
 ) -> Judgement:
     column = session.config.prompt_column
     own = {name: [batch[name][row] for row in rows] for name in (*_COLUMNS, column, f"{column}_true_length")}
-    texts = decode_completions(session, rollout.tokens[rows], rollout.mask[rows])
+    tokens, mask = rollout.tokens[rows], rollout.mask[rows]
+    texts = decode_completions(session, tokens, mask)
     answers = [
         score_answers(session, group, [reference] * len(group), [language] * len(group))
         for group, reference, language in zip(texts, own["ground_truth_text"], own["language"], strict=True)
     ]
-    return Judgement(reward_table(session, functions, own, texts), answers)
+    return Judgement(reward_table(session, functions, own, texts, token_ids(tokens, mask)), answers)

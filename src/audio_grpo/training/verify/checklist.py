@@ -7,7 +7,7 @@ from audio_grpo.errors import UserError
 from audio_grpo.parallel.processes import start_processes
 from audio_grpo.rewards import RewardFunction, resolve_reward
 from audio_grpo.rollout import OfflineEngine
-from audio_grpo.training.answers import decode_completions
+from audio_grpo.training.answers import decode_completions, token_ids
 from audio_grpo.training.batches import audio_of
 from audio_grpo.training.grpo_loop import generate_completions, learner_batch, setup_train_loop
 from audio_grpo.training.loop import Trainer, split
@@ -69,6 +69,7 @@ def checklist(trainer: Trainer, engine: OfflineEngine, rewards: list[RewardFunct
     for _ in split(trainer, audio_of(batch)):
         pass  # raises where batches do not divide over the devices
     rollout = attempt(lambda: generate_completions(trainer, engine, batch, 1))
+    ids = attempt(lambda: token_ids(rollout.result().tokens, rollout.result().mask))
     texts = attempt(lambda: decode_completions(session, rollout.result().tokens, rollout.result().mask))
     advantages = made_up_advantages(len(batch["id"]), engine.settings.generations)
     learned = attempt(lambda: learner_batch(trainer, batch, rollout.result(), advantages))
@@ -79,7 +80,7 @@ def checklist(trainer: Trainer, engine: OfflineEngine, rewards: list[RewardFunct
         line("padding changes nothing", lambda: padding_changes_nothing(trainer, batch)),
         line("completions are not empty", lambda: completions_are_not_empty(rollout.result(), texts.result())),
         line("sampler and learner agree", lambda: sampler_and_learner_agree(trainer, *learned.result())),
-        line("rewards are finite", lambda: rewards_are_finite(trainer, rewards, batch, texts.result())),
+        line("rewards are finite", lambda: rewards_are_finite(trainer, rewards, batch, texts.result(), ids.result())),
         line(
             "audio tower learns only if configured", lambda: tower_learns_only_if_configured(trainer, *learned.result())
         ),

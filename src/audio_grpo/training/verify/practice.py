@@ -9,11 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from audio_grpo.grpo import Rollout, TokenScores, group_advantages, grpo_loss_fn, loss_settings
+from audio_grpo.grpo import (
+    Rollout,
+    TokenScores,
+    advantage_settings,
+    compute_advantages,
+    grpo_loss_fn,
+    loss_settings,
+)
 from audio_grpo.grpo.learner import Heard
 from audio_grpo.rewards import RewardFunction
 from audio_grpo.rollout import OfflineEngine
-from audio_grpo.training.answers import decode_completions
+from audio_grpo.training.answers import decode_completions, token_ids
 from audio_grpo.training.grpo_loop import generate_completions, learn
 from audio_grpo.training.judging import reward_table
 from audio_grpo.training.loop import Trainer, score
@@ -134,10 +141,9 @@ def _completions(
 def _advantages(
     trainer: Trainer, rewards: list[RewardFunction], batch: dict[str, Any], rollout: Rollout
 ) -> Float32[np.ndarray, "B G"]:
-    config = trainer.session.config
     texts = decode_completions(trainer.session, rollout.tokens, rollout.mask)
-    total = reward_table(trainer.session, rewards, batch, texts).total(config.reward_weights)
-    return group_advantages(total, config.scale_rewards).values
+    table = reward_table(trainer.session, rewards, batch, texts, token_ids(rollout.tokens, rollout.mask))
+    return compute_advantages(table.values, advantage_settings(trainer.session.config)).values
 
 
 def _fingerprints(weights: Mapping[str, Array]) -> dict[str, str]:

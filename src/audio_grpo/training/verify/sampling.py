@@ -40,11 +40,15 @@ def sampler_and_learner_agree(trainer: Trainer, groups: GroupBatch, heard: Heard
 
 
 def rewards_are_finite(
-    trainer: Trainer, rewards: list[RewardFunction], batch: dict[str, Any], texts: list[list[str]]
+    trainer: Trainer,
+    rewards: list[RewardFunction],
+    batch: dict[str, Any],
+    texts: list[list[str]],
+    ids: list[list[list[int]]],
 ) -> Finding:
     """WER, CER and the configured rewards of sampled completions, and their weighted sum, are finite."""
-    built_in = reward_table(trainer.session, [resolve_reward(name) for name in _ALWAYS], batch, texts)
-    configured = reward_table(trainer.session, rewards, batch, texts)
+    built_in = reward_table(trainer.session, [resolve_reward(name) for name in _ALWAYS], batch, texts, ids)
+    configured = reward_table(trainer.session, rewards, batch, texts, ids)
     values = dict(zip(built_in.names, built_in.values, strict=True))
     values |= dict(zip(configured.names, configured.values, strict=True))
     values["reward"] = configured.total(trainer.session.config.reward_weights)
