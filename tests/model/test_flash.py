@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audio_grpo.model import flash as flash_module
-from audio_grpo.model.attention import Projected, Segment, attend
+from audio_grpo.model.attention import Projected, attend, own_segment
 from audio_grpo.model.flash import causal_attention, flash_supports, group_attention
 from audio_grpo.parallel.mesh import BATCH_AXES, MESH_AXES
 
@@ -32,10 +32,9 @@ def real_positions(prompts, lengths):
 
 
 def plain(prompts, completions, lengths):
-    shared = Segment(prompts.keys, prompts.values, real_positions(prompts, lengths)[:, None])
-    own = Segment(completions.keys, completions.values, None)
-    prompt = attend(prompts.queries, [Segment(prompts.keys, prompts.values, None)])
-    return prompt, attend(completions.queries, [shared, own])
+    shared = own_segment(prompts)._replace(mask=real_positions(prompts, lengths)[:, None])
+    prompt = attend(prompts.queries, [own_segment(prompts)])
+    return prompt, attend(completions.queries, [shared, own_segment(completions)])
 
 
 def flash(prompts, completions, lengths, mesh=None):
@@ -95,7 +94,7 @@ def test_bfloat16_differs_by_its_rounding_only():
 def test_causal_attention_is_that_of_plain_attention(length):
     x = projected(2, 2, length)
     got = jax.jit(lambda x: causal_attention(x, interpret=True))(x)
-    np.testing.assert_allclose(got, attend(x.queries, [Segment(x.keys, x.values, None)]), atol=1e-5)
+    np.testing.assert_allclose(got, attend(x.queries, [own_segment(x)]), atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(4, 1, 1, 1), (1, 1, 2, 2)])
@@ -105,9 +104,7 @@ def test_a_mesh_changes_nothing(sizes):
     lengths = jnp.asarray([9, 1, 5, 8])
     assert_values_and_gradients_are_plain(partial(flash, mesh=mesh), prompts, completions, lengths)
     causal = jax.jit(lambda x: causal_attention(x, mesh=mesh, interpret=True))(prompts)
-    np.testing.assert_allclose(
-        causal, attend(prompts.queries, [Segment(prompts.keys, prompts.values, None)]), atol=1e-5
-    )
+    np.testing.assert_allclose(causal, attend(prompts.queries, [own_segment(prompts)]), atol=1e-5)
 
 
 def test_empty_blocks_are_skipped_and_one_block_of_mask_is_stored():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audio_grpo.audio import audio_token_count
-from audio_grpo.model import thinker
+from audio_grpo.model import audio_tower, thinker
 from audio_grpo.model.decoder import LAYERS, decoder_layer
 from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.spec import thinker_spec
@@ -145,3 +145,11 @@ def test_remat_does_not_change_gradients():
         np.testing.assert_allclose(
             a, gradients[1][key], rtol=2e-3, atol=1e-4 * float(jnp.abs(a).max() + 1), err_msg=key
         )
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 5), (1, 2)])
+def test_nine_shifted_products_are_a_convolution(height, width):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, height, width, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(4, 3, 3, 3)), jnp.float32)
+    np.testing.assert_allclose(audio_tower.shifted_products(x, kernel), audio_tower._convolve(x, kernel), atol=1e-5)

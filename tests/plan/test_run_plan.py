@@ -116,3 +116,12 @@ def test_a_refused_program_is_told_not_hidden(local):
 def test_a_run_that_samples_nothing_is_not_planned():
     with pytest.raises(UserError, match="use_grpo is false"):
         Planner(None, config_of("use_grpo=false"))
+
+
+def test_both_sentences_of_the_compiler_tell_the_size_of_what_it_refuses():
+    whole = Exception("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.50G of 15.75G hbm. Exceeded")
+    parts = Exception("the total memory required for HLO temporaries (28.50G) exceeds available HBM (15.75G).")
+    assert _refused_size(whole, 10 * GIB) == int(30.5 * GIB)
+    assert _refused_size(parts, 10 * GIB) == int(28.5 * GIB)
+    with pytest.raises(ValueError, match="something else"):
+        _refused_size(ValueError("something else"), 0)

@@ -40,15 +40,25 @@ class Membership(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Keys and values that queries attend to."""
+    """Keys and values that queries attend to; heads come before positions, as matrix products want them."""
 
-    keys: Float[Array, "R T K N"]
-    values: Float[Array, "R T K N"]
+    keys: Float[Array, "R K T N"]
+    values: Float[Array, "R K T N"]
     mask: Bool[Array, "R #Q T"] | None
     """True for keys that may be looked at, by each query or by all. None for a sequence's own new positions: query i
     sees keys up to i."""
     membership: Membership | None = None
     """None: sequences r·W … r·W + W − 1 read row r."""
+
+
+def heads_first(x: Float[Array, "S Q K N"]) -> Float[Array, "S K Q N"]:
+    """Projected keys or values as segments have them."""
+    return jnp.swapaxes(x, 1, 2)
+
+
+def own_segment(new: Projected) -> Segment:
+    """New positions among themselves."""
+    return Segment(heads_first(new.keys), heads_first(new.values), None)
 
 
 class _Partial(NamedTuple):
@@ -76,7 +86,7 @@ def attend(queries: Float[Array, "S Q H N"], segments: Sequence[Segment]) -> Flo
 
 def _attend_segment(queries: Float[Array, "S Q H N"], segment: Segment) -> _Partial:
     """One block of queries after another where the scores of all would not fit."""
-    length, keys = queries.shape[1], segment.keys.shape[1]
+    length, keys = queries.shape[1], segment.keys.shape[2]
     block = max(1, _SCORES_AT_ONCE // keys)
     if length <= block:
         return _attend_block(queries, segment, jnp.int32(0))
@@ -94,20 +104,20 @@ def _attend_segment(queries: Float[Array, "S Q H N"], segment: Segment) -> _Part
 
 def _attend_block(queries: Float[Array, "S Q H N"], segment: Segment, first: Int[Array, ""]) -> _Partial:
     """`first` is the first query's position among the sequence's own."""
-    rows, kv_heads = segment.keys.shape[0], segment.keys.shape[2]
+    rows, kv_heads, keys, _ = segment.keys.shape
     _, length, heads, width = queries.shape
     mask = segment.mask
     if mask is None:
-        mask = (jnp.arange(segment.keys.shape[1]) <= (first + jnp.arange(length))[:, None])[None]
+        mask = (jnp.arange(keys) <= (first + jnp.arange(length))[:, None])[None]
     by_row = queries if segment.membership is None else _take(queries, segment.membership.members)
     members = by_row.reshape(rows, -1, length, kv_heads, heads // kv_heads, width)
-    scores = jnp.einsum("rwqkhn,rtkn->rkhwqt", members, segment.keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("rwqkhn,rktn->rkhwqt", members, segment.keys, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None, None], scores * width**-0.5, _MASKED)
     peak = scores.max(axis=-1)
     weights = jnp.exp(scores - peak[..., None])
     total = weights.sum(axis=-1)
     weighted = jnp.einsum(
-        "rkhwqt,rtkn->rwqkhn",
+        "rkhwqt,rktn->rwqkhn",
         weights.astype(segment.values.dtype),
         segment.values,
         preferred_element_type=jnp.float32,

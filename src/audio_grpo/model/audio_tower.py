@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from audio_grpo.audio import audio_token_count
-from audio_grpo.model.attention import Segment, attend
+from audio_grpo.model.attention import Projected, attend, own_segment
 from audio_grpo.model.layers import layer_norm, linear
 from audio_grpo.model.packing import Rows, pack_windows
 from audio_grpo.model.spec import AudioTowerSpec
@@ -106,7 +106,8 @@ def _embed_row(
     """Embed R chunks side by side, of which those of equal `window` attend to each other."""
     parts, length = window.shape
     audible_frames = jnp.arange(spec.chunk_frames) < frames[..., None, None]
-    x = place(_convolve_chunks(spec, weights, jnp.where(audible_frames, chunks, 0.0)), "batch", None, None)
+    heard = jnp.where(audible_frames, chunks, 0.0)
+    x = place(_convolve_chunks(spec, weights, heard, place.platform), "batch", None, None)
     audible = jnp.arange(spec.chunk_tokens) < audio_token_count_of(spec, frames)[..., None]
     of_token = jnp.repeat(window, spec.chunk_tokens, axis=1)
     mask = (of_token[:, :, None] == of_token[:, None, :]) & audible.reshape(parts, 1, -1)
@@ -126,18 +127,34 @@ def audio_token_count_of(spec: AudioTowerSpec, frames: Int[Array, "P R"]) -> Int
     return jnp.asarray(counts, jnp.int32)[frames]
 
 
-def _convolve_chunks(spec: AudioTowerSpec, weights: Weights, chunks: Float[Array, "P R M f"]) -> Float[Array, "P A D"]:
+def _convolve_chunks(
+    spec: AudioTowerSpec, weights: Weights, chunks: Float[Array, "P R M f"], platform: str
+) -> Float[Array, "P A D"]:
     x = chunks.reshape(-1, spec.mel_bins, spec.chunk_frames, 1)
+    # On CPU a convolution within a loop or a branch keeps to one thread.
+    convolve = shifted_products if platform == "cpu" else _convolve
     for i in (1, 2, 3):
-        kernel = weights[f"conv2d{i}.weight"].astype(x.dtype)
-        # Channels last: XLA's own order on CPU, half the time in the backward pass.
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "OIHW", "NHWC")
-        )
+        x = convolve(x, weights[f"conv2d{i}.weight"].astype(x.dtype))
         x = jax.nn.gelu(x + weights[f"conv2d{i}.bias"].astype(x.dtype), approximate=False)
     x = linear(weights, "conv_out", x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1))
     x = x + _sinusoids(x.shape[1], spec.width).astype(x.dtype)
     return x.reshape(chunks.shape[0], -1, spec.width)
+
+
+def _convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "o c 3 3"]) -> Float[Array, "n H W o"]:
+    """Stride 2 with one row and column of zeros around."""
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "OIHW", "NHWC"))
+
+
+def shifted_products(x: Float[Array, "n h w c"], kernel: Float[Array, "o c 3 3"]) -> Float[Array, "n H W o"]:
+    """The same as a sum of nine matrix products, one for each place in the kernel."""
+    height, width = (2 * (-(-size // 2)) for size in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), (1, height - x.shape[1] + 1), (1, width - x.shape[2] + 1), (0, 0)))
+    places = [(i, j) for i in range(3) for j in range(3)]
+    return sum(
+        (padded[:, i : i + height : 2, j : j + width : 2] @ kernel[:, :, i, j].T for i, j in places),
+        start=jnp.zeros((), x.dtype),
+    )
 
 
 def _sinusoids(length: int, width: int) -> Float[Array, "length D"]:
@@ -155,7 +172,9 @@ def _encoder_layer(
         return linear(w, f"self_attn.{name}", y).reshape(*y.shape[:2], spec.heads, -1)
 
     y = layer_norm(w, "self_attn_layer_norm", x)
-    segment = Segment(heads("k_proj", y), heads("v_proj", y), mask)
-    x = x + linear(w, "self_attn.out_proj", attend(heads("q_proj", y), [segment]).reshape(x.shape))
+    new = Projected(heads("q_proj", y), heads("k_proj", y), heads("v_proj", y))
+    x = x + linear(
+        w, "self_attn.out_proj", attend(new.queries, [own_segment(new)._replace(mask=mask)]).reshape(x.shape)
+    )
     y = layer_norm(w, "final_layer_norm", x)
     return x + linear(w, "fc2", jax.nn.gelu(linear(w, "fc1", y), approximate=False))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from audio_grpo.model.attention import Projected
+from audio_grpo.model.attention import Projected, heads_first
 from audio_grpo.model.experts import experts_mlp
 from audio_grpo.model.layers import linear, rms_norm, rope
 from audio_grpo.model.spec import DecoderSpec
@@ -17,10 +17,10 @@ LAYERS = "model.layers.*."
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of new positions; stacked over layers, [L, S, Q, K, N], where a scan returns them."""
+    """Keys and values of new positions, as segments have them; stacked over layers where a scan returns them."""
 
-    keys: Float[Array, "*L S Q K N"]
-    values: Float[Array, "*L S Q K N"]
+    keys: Float[Array, "*L S K Q N"]
+    values: Float[Array, "*L S K Q N"]
 
 
 Attention = Callable[[Projected], Float[Array, "S Q H N"]]
@@ -83,7 +83,9 @@ def decoder_layer(
     Returns the new hidden states and the new positions' keys and values, which a caller may keep as a segment.
     """
     new = project(spec, w, stream, place)
-    return finish_layer(spec, w, stream.x, attention(new), place), KeysValues(new.keys, new.values)
+    return finish_layer(spec, w, stream.x, attention(new), place), KeysValues(
+        heads_first(new.keys), heads_first(new.values)
+    )
 
 
 def project(spec: DecoderSpec, w: Weights, stream: Stream, place: Placement) -> Projected:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from audio_grpo.model import audio_tower
-from audio_grpo.model.attention import Projected, Segment, attend
+from audio_grpo.model.attention import Projected, Segment, attend, own_segment
 from audio_grpo.model.audio_tower import audio_tower_table
 from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, decoder_layer, decoder_table, finish_layer, project
 from audio_grpo.model.flash import causal_attention, group_attention
@@ -39,7 +39,7 @@ def hear(spec: ThinkerSpec, weights: Weights, audio: AudioBatch) -> Float[Array,
 def prefill(
     spec: ThinkerSpec, weights: Weights, prompts: PromptBatch, heard: Float[Array, "B A D"], audio_pad: int
 ) -> tuple[Float[Array, "B D"], KeysValues]:
-    """Run B prompts; returns the final hidden state of each last token and all keys and values [L, B, T, K, N]."""
+    """Run B prompts; returns the final hidden state of each last token and all keys and values [L, B, K, T, N]."""
     place = Placement(spec.mesh, MANY_TOKENS)
     stream = _prompt_stream(spec, weights, prompts, heard, audio_pad, place)
 
@@ -61,7 +61,7 @@ def extend(
 ) -> tuple[Float[Array, "S Q D"], KeysValues]:
     """Run Q further tokens, few, of S sequences; the cached segments' keys and values are stacked over layers.
 
-    Returns final hidden states and the new keys and values [L, S, Q, K, N].
+    Returns final hidden states and the new keys and values [L, S, K, Q, N].
     """
     place = Placement(spec.mesh, FEW_TOKENS)
     stream = Stream(_embed(spec, weights, tokens, place), positions)
@@ -74,7 +74,7 @@ def extend(
         ]
 
         def attention(new: Projected) -> Float[Array, "S Q H N"]:
-            return attend(new.queries, [*segments, Segment(new.keys, new.values, None)])
+            return attend(new.queries, [*segments, own_segment(new)])
 
         return decoder_layer(spec.decoder, w, stream._replace(x=x), place, attention)
 
@@ -118,7 +118,7 @@ def group_hidden(
 
 
 def _causal(new: Projected) -> Float[Array, "S Q H N"]:
-    return attend(new.queries, [Segment(new.keys, new.values, None)])
+    return attend(new.queries, [own_segment(new)])
 
 
 def _group_attention(
@@ -126,9 +126,8 @@ def _group_attention(
 ) -> tuple[Float[Array, "B T H N"], Float[Array, "BG C H N"]]:
     """What `flash.group_attention` gives, by segments."""
     real = (jnp.arange(prompts.keys.shape[1]) < prompt_lengths[:, None])[:, None, :]
-    shared = Segment(prompts.keys, prompts.values, real)
-    own = Segment(completions.keys, completions.values, None)
-    return _causal(prompts), attend(completions.queries, [shared, own])
+    shared = own_segment(prompts)._replace(mask=real)
+    return _causal(prompts), attend(completions.queries, [shared, own_segment(completions)])
 
 
 def _layers(spec: ThinkerSpec, weights: Weights) -> Weights:

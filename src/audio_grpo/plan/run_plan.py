@@ -149,8 +149,8 @@ class Planner:
             return ProgramPlan(
                 phase=program.phase,
                 runs=program.runs,
-                held=max(0, held - bytes_per_device(program.arguments)),
-                made=_refused_size(error),
+                held=held,
+                made=max(0, _refused_size(error, bytes_per_device(program.arguments))),
                 cost=None,
                 roofline=None,
             )
@@ -178,9 +178,14 @@ def _of_sampler(program: Program) -> int:
     return bytes_per_device(program.session.abstract_weights)
 
 
-def _refused_size(error: Exception) -> int:
-    """Bytes that the compiler says the program would take; any other refusal is not for us to explain."""
-    told = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+def _refused_size(error: Exception, arguments: int) -> int:
+    """Bytes beside its arguments that the compiler says the program would take; other refusals are not ours to explain.
+
+    The compiler tells the size of temporaries where they alone are too large, else of all together.
+    """
+    size = r"([\d.]+)([KMGT])"
+    temporaries = re.search(rf"required for HLO temporaries \({size}\)", str(error))
+    told = temporaries or re.search(rf"Used {size} of [\d.]+[KMGT] hbm", str(error))
     if told is None:
         raise error
-    return int(float(told[1]) * 1024 ** ("KMGT".index(told[2]) + 1))
+    return int(float(told[1]) * 1024 ** ("KMGT".index(told[2]) + 1)) - (0 if temporaries else arguments)

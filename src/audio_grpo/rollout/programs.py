@@ -32,9 +32,9 @@ def prefill_rows(
         put_part = jax.vmap(lambda o, n, r: o.at[r].set(n, mode="drop"))
         return put_part(old_parts, new_parts, new.row).reshape(old.shape)
 
-    def put_positions(old: Float[Array, "L R T K N"], fresh: Float[Array, "L B t K N"]) -> Float[Array, "L R T K N"]:
+    def put_positions(old: Float[Array, "L R K T N"], fresh: Float[Array, "L B K t N"]) -> Float[Array, "L R K T N"]:
         old_parts, new_parts = (x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (old, fresh))
-        put_part = jax.vmap(lambda o, n, r: o.at[:, r, :length].set(n, mode="drop"), (1, 1, 0), 1)
+        put_part = jax.vmap(lambda o, n, r: o.at[:, r, :, :length].set(n, mode="drop"), (1, 1, 0), 1)
         return put_part(old_parts, new_parts, new.row).reshape(old.shape)
 
     outputs, count = state.outputs, new.limit.shape
@@ -189,7 +189,7 @@ def _decode_step(
     membership: Membership,
 ) -> DecodeState:
     """Draw a token from each slot's hidden state, then run it to the next hidden state."""
-    prompts, outputs, slots, _, work = state
+    prompts, outputs, slots, column, _, work = state
     place = Placement(spec.mesh, FEW_TOKENS)
     whole = place(slots.hidden, "batch", None)
     uniform = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position), (2,)))
@@ -204,14 +204,13 @@ def _decode_step(
         seen=None if sampling.repetition_penalty == 1 else _seen(state, row, allowed.shape[0]),
     )
     tokens = drawn.tokens
-    at = jnp.where(slots.active, slots.length, slots.cache.keys.shape[2])
+    at = jnp.where(slots.active, slots.length, outputs.tokens.shape[2])
     segments = [
         Segment(*prompts.cache, _earlier(prompts.cache, prompts.length), membership),
-        Segment(*slots.cache, _earlier(slots.cache, slots.length)),
+        Segment(*slots.cache, _latest(slots.cache, slots.length, column)),
     ]
     positions = (prompts.length[row] + slots.length)[:, None]
     hidden, new = extend(spec, weights, tokens[:, None], positions, segments)
-    append = jax.vmap(lambda cache, new, at: cache.at[:, at].set(new[:, 0], mode="drop"), (1, 1, 0), 1)
 
     length = slots.length + slots.active
     ended = jnp.isin(tokens, jnp.asarray(stop, jnp.int32)) | (length >= outputs.limit[row, slots.sample])
@@ -226,11 +225,17 @@ def _decode_step(
             done=outputs.done.at[written].set(ended, mode="drop"),
         ),
         slots._replace(
-            cache=KeysValues(*(append(old, fresh, at) for old, fresh in zip(slots.cache, new, strict=True))),
+            cache=KeysValues(
+                *(
+                    jax.lax.dynamic_update_slice_in_dim(old, fresh, column, axis=3)
+                    for old, fresh in zip(slots.cache, new, strict=True)
+                )
+            ),
             hidden=hidden[:, 0],
             length=length,
             active=slots.active & ~ended,
         ),
+        (column + 1) % slots.cache.keys.shape[3],
         state.next,
         Work(work.slot_steps + slots.active.shape[0], work.tokens + slots.active.sum()),
     )
@@ -246,6 +251,13 @@ def _seen(state: DecodeState, row: Int[Array, "S"], vocab: int) -> Bool[Array, "
     return jnp.zeros((row.shape[0], vocab), bool).at[jnp.arange(row.shape[0])[:, None], tokens].set(True, mode="drop")
 
 
+def _latest(cache: KeysValues, length: Int[Array, "S"], column: Int[Array, ""]) -> Bool[Array, "S 1 C"]:
+    """True for each slot's latest `length` columns before `column` of the ring."""
+    columns = cache.keys.shape[3]
+    age = (column - 1 - jnp.arange(columns)) % columns
+    return (age < length[:, None])[:, None, :]
+
+
 def _earlier(cache: KeysValues, length: Int[Array, "R"]) -> Bool[Array, "R 1 T"]:
     """True for the cached positions below each row's length."""
-    return (jnp.arange(cache.keys.shape[2]) < length[:, None])[:, None, :]
+    return (jnp.arange(cache.keys.shape[3]) < length[:, None])[:, None, :]

@@ -15,7 +15,7 @@ def state_sharding(mesh: Mesh) -> DecodeState:
 
     What the host reads is everywhere.
     """
-    cache: Any = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None, "tensor", None))
+    cache: Any = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, "tensor", None, None))
     everywhere: Any = replicated(mesh)
     by_sequence: Any = batch_sharding(mesh)
     decoding: Any = NamedSharding(mesh, PartitionSpec(FEW_TOKENS["batch"], FEW_TOKENS["embed"]))
@@ -24,6 +24,7 @@ def state_sharding(mesh: Mesh) -> DecodeState:
         Prompts(caches, everywhere, by_sequence, everywhere, everywhere),
         _outputs_sharding(mesh),
         Slots(caches, decoding, everywhere, everywhere, everywhere, everywhere, everywhere),
+        everywhere,
         everywhere,
         Work(everywhere, everywhere),
     )

@@ -19,7 +19,7 @@ class Prompts(NamedTuple):
     """The prompt cache: R rows that completions share."""
 
     cache: KeysValues
-    """[L, R, T, K, N]."""
+    """[L, R, K, T, N]."""
     length: Int[Array, "R"]
     hidden: Float[Array, "R D"]
     """Final hidden state of each prompt's last token: the first token of every completion is drawn from it."""
@@ -44,7 +44,7 @@ class Slots(NamedTuple):
     """S completions that decode together."""
 
     cache: KeysValues
-    """Keys and values of the completions' own tokens, [L, S, C, K, N]."""
+    """Keys and values of the completions' own tokens, [L, S, K, C, N]."""
     hidden: Float[Array, "S D"]
     """Final hidden state from which the next token is drawn."""
     key: Key[Array, "S"]
@@ -70,6 +70,9 @@ class DecodeState(NamedTuple):
     prompts: Prompts
     outputs: Outputs
     slots: Slots
+    column: Int[Array, ""]
+    """Of the slots' caches, where keys and values of the next tokens go: a ring, in which all slots write one column
+    in each step and a completion's own are the latest."""
     next: Int[Array, "P"]
     """Place in the queue of each part's next completion."""
     work: Work
@@ -117,7 +120,7 @@ def empty_state(
     decoder, dtype = spec.decoder, compute_dtype(spec)
 
     def cache(sequences: int, length: int) -> KeysValues:
-        shape = (decoder.layers, sequences, length, decoder.kv_heads, decoder.head_width)
+        shape = (decoder.layers, sequences, decoder.kv_heads, length, decoder.head_width)
         return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def zeros(*shape: int) -> Int[Array, "*shape"]:
@@ -151,6 +154,7 @@ def empty_state(
             length=zeros(slots),
             active=jnp.zeros(slots, bool),
         ),
+        zeros(),
         zeros(parts),
         Work(zeros(), zeros()),
     )

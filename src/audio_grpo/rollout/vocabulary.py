@@ -18,6 +18,7 @@ Summary = TypeVar("Summary")
 
 _BLOCKS = 32
 """Blocks that a vocabulary is cut into, where it divides by so many."""
+_TILE = 8
 _GROUP = 16
 """Tokens of a block that are summed together, where the block divides by so many."""
 _CACHED_LOGITS, _STORED_LOGITS = 2**19, 2**26
@@ -28,7 +29,7 @@ _CACHED_LOGITS, _STORED_LOGITS = 2**19, 2**26
 class Vocabulary:
     """The head's rows by device, block, group and place in the group: a view, since all lie in the order of their ids.
 
-    There are 32 blocks, or as many as the largest power of two below that divides the vocabulary. They are the same
+    There are 32 blocks, or as many as the largest power of two below that leaves them whole groups. They are the same
     ranges of ids on every number of devices that divides their number. Others, such as 3 or 64, cut more blocks, and so
     the same uniform numbers draw other tokens (of the same distribution).
     """
@@ -97,7 +98,8 @@ class Vocabulary:
 def cut_vocabulary(head: Float[Array, "V D"], place: Placement) -> Vocabulary:
     """Cut an output head that lies over the mesh as the rule "vocab" says, or on one device."""
     devices, (vocab, width) = place.size("vocab"), head.shape
-    blocks = math.lcm(math.gcd(vocab, _BLOCKS), devices)
+    # A TPU's tiles hold eight rows: groups of fewer would have the whole head copied.
+    blocks = math.lcm(math.gcd(vocab // _TILE if vocab % _TILE == 0 else vocab, _BLOCKS), devices)
     members = math.gcd(vocab // blocks, _GROUP)
     rows = head.reshape(devices, blocks // devices, -1, members, width)
     return Vocabulary(place(rows, "vocab", None, None, None, None), place)
