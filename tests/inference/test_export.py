@@ -8,6 +8,7 @@ from audio_grpo import inference
 from audio_grpo.config import to_yaml
 from audio_grpo.errors import UserError
 from audio_grpo.inference.export import _module
+from audio_grpo.training import weights
 from small_model import small_config
 
 TINY = {
@@ -58,6 +59,27 @@ def test_adapters_are_written_as_peft_reads_them(tmp_path):
 def test_a_run_without_adapters_has_none_to_export(tmp_path):
     with pytest.raises(UserError, match="lora_rank is 0"):
         inference.export_adapters(run_of(tmp_path / "run"), tmp_path / "adapters")
+
+
+def test_adapters_of_experts_have_no_peft_form_but_are_merged(tmp_path, monkeypatch):
+    keys = {"num_experts": 2, "num_experts_per_tok": 1, "moe_mlp_dim": 16}
+    run = run_of(tmp_path / "run", lora_rank=2, lora_target_modules=["model.layers.*.mlp.*_proj"], **keys)
+    with pytest.raises(UserError, match="without --adapter-only"):
+        inference.export_adapters(run, tmp_path / "adapters")
+    drawn = weights.initialize
+
+    def loud(table, key, dtype):
+        values = drawn(table, key, dtype)
+        return {name: value + 0.5 if name.endswith(".lora_B.weight") else value for name, value in values.items()}
+
+    monkeypatch.setattr(weights, "initialize", loud)
+    adapted = inference.open_checkpoint(run).weights
+    merged = inference.open_checkpoint(str(inference.export(run, tmp_path / "whole"))).weights
+    name = "model.layers.*.mlp.experts.*.up_proj"
+    a, b = (np.asarray(adapted[f"{name}.lora_{side}.weight"]) for side in "AB")
+    assert np.abs(b).min() > 0
+    expected = np.asarray(adapted[f"{name}.weight"]) + 16.0 * np.einsum("leor,leri->leoi", b, a)
+    np.testing.assert_allclose(merged[f"{name}.weight"], expected, atol=1e-4)
 
 
 def test_a_run_from_random_weights_is_exported_whole(tmp_path):

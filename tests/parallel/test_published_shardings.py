@@ -61,6 +61,12 @@ def test_adapters_of_all_maps_divide_too(mesh):
     assert left_whole(far_mesh(**MESHES[mesh]), table) == set()
 
 
+def test_adapters_of_experts_are_cut_with_their_experts():
+    table = lora_table(table_of(OMNI), rank=64, targets=["*.experts.*_proj"])
+    assert sum(weight.size for weight in table.values()) == 48 * 128 * 3 * 64 * (2048 + 768)
+    assert left_whole(far_mesh(expert=4), table) == set()
+
+
 @pytest.mark.parametrize(
     ("broken", "meshes"),
     [

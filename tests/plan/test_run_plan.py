@@ -7,7 +7,10 @@ import pytest
 
 from audio_grpo.config import Config, initialize
 from audio_grpo.errors import UserError
+from audio_grpo.model.decoder import decoder_table
+from audio_grpo.model.spec import thinker_spec
 from audio_grpo.plan import Planner, RunPlan, limits, plan_chart, plan_json, plan_text, remedies
+from audio_grpo.plan.run_plan import _refused_size
 from audio_grpo.training.memory import GIB
 from small_model import SMALL
 
@@ -121,7 +124,25 @@ def test_a_run_that_samples_nothing_is_not_planned():
 def test_both_sentences_of_the_compiler_tell_the_size_of_what_it_refuses():
     whole = Exception("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.50G of 15.75G hbm. Exceeded")
     parts = Exception("the total memory required for HLO temporaries (28.50G) exceeds available HBM (15.75G).")
-    assert _refused_size(whole, 10 * GIB) == int(30.5 * GIB)
-    assert _refused_size(parts, 10 * GIB) == int(28.5 * GIB)
+    assert _refused_size(whole) == int(40.5 * GIB)
+    assert _refused_size(parts) == int(28.5 * GIB)
     with pytest.raises(ValueError, match="something else"):
-        _refused_size(ValueError("something else"), 0)
+        _refused_size(ValueError("something else"))
+
+
+def test_a_decode_step_is_told_beside_the_least_it_could_cost(local):
+    _, plan = local
+    (step,) = [program.decoding for program in plan.programs if program.decoding]
+    config, shape = config_of(), plan.work.shape
+    table = decoder_table(thinker_spec(config).decoder)
+    sizes = {key: math.prod(weight.shape) for key, weight in table.items() if "embed_tokens" not in key}
+    experts = sum(size for key, size in sizes.items() if ".experts." in key)
+    assert step.least_flops == 2 * (sum(sizes.values()) - experts + experts * config.num_experts_per_tok / 4)
+    positions = shape.rows * plan.work.prompt_length + shape.slots * plan.work.completion_length
+    cached = 2 * config.num_decoder_layers * config.num_kv_heads * config.head_dim * positions
+    repeated = sum(size for key, size in sizes.items() if "norm" in key)
+    # Float32 on four devices, each with a quarter of everything but the norms.
+    assert step.least_bytes == sum(sizes.values()) + cached + 3 * repeated
+    assert step.tokens == shape.slots
+    assert step.flops > step.least_flops and step.bytes > step.least_bytes
+    assert f"a decode step of {shape.slots} tokens" in plan_text(plan, [], [])

@@ -86,6 +86,18 @@ def test_every_metric_is_in_the_report(finished):
     assert "3 not finite" in finished.text
 
 
+def test_metrics_stand_together_by_topic(finished):
+    topics = ["Reward", "Transcription errors", "Policy", "Gradient norms by part", "Skipped updates by cause"]
+    curves = finished.text.split("GRPO")[-1]
+    places = [curves.index(topic) for topic in topics]
+    assert places == sorted(places)
+    assert "Other" not in curves
+    for name in ("substitution_rate", "deletion_rate", "insertion_rate"):
+        assert places[1] < curves.index(f"errors/{name}") < places[2]
+    assert places[1] < curves.index("answers/wrong_script_rate") < places[2]
+    assert places[3] < curves.index("grad_norm/attention") < places[4] < curves.index("skipped_updates/rewards")
+
+
 def test_every_completion_can_be_heard(finished):
     sources = [value for tag, name, value in finished.attributes if (tag, name) == ("audio", "src")]
     assert len(sources) == 8 * len(TRANSCRIPTS)

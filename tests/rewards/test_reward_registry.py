@@ -18,10 +18,18 @@ IDS = [[[5], [5, 6], [5, 6, 7]], [[8], [8, 9], []]]
 COLUMNS = {"ground_truth_text": ["a", "fff"], "speaker": [7, 8]}
 
 
-def table_of(*functions: Callable[..., Any], columns: dict[str, Any] = COLUMNS) -> RewardTable:
+def table_of(
+    *functions: Callable[..., Any], columns: dict[str, Any] = COLUMNS, must_be_finite: bool = True
+) -> RewardTable:
     named = [RewardFunction(getattr(function, "__name__", "unnamed"), function) for function in functions]
     return score_completions(
-        named, prompts=PROMPTS, completions=COMPLETIONS, completion_ids=IDS, columns=columns, config=Config()
+        named,
+        prompts=PROMPTS,
+        completions=COMPLETIONS,
+        completion_ids=IDS,
+        columns=columns,
+        config=Config(),
+        must_be_finite=must_be_finite,
     )
 
 
@@ -133,6 +141,18 @@ def test_anything_but_a_finite_float_each_is_refused(returned: object, message: 
         table_of(length, odd)
     assert "reward function odd" in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_training_gets_what_is_not_finite_and_refuses_what_is_no_number(number: float) -> None:
+    def odd(**kwargs: Any) -> object:
+        return [number, 0, 1, 2, 3, last]
+
+    last: object = 4
+    assert table_of(odd, must_be_finite=False).values.ravel().tolist()[1:] == [0, 1, 2, 3, 4]
+    last = None
+    with pytest.raises(UserError, match="returned None for completion 5"):
+        table_of(odd, must_be_finite=False)
 
 
 def test_what_a_function_raises_comes_through_with_its_name() -> None:

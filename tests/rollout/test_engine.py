@@ -11,6 +11,7 @@ from audio_grpo.grpo import compute_log_probs
 from audio_grpo.model import thinker
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.rollout import OfflineEngine, Sampling, engine_settings
+from audio_grpo.rollout.settings import workload_shape
 from audio_grpo.types import PromptBatch
 from small_model import AUDIO_PAD, SPECIAL, request_of, small_config
 
@@ -111,10 +112,11 @@ def test_a_clip_is_heard_and_its_prompt_prefilled_once_whatever_g(model):
     engine = engine_of(model, max_slots=4, generations=6)
     heard, prefilled = [], []
     programs, hear = engine._programs, engine.hearing.program
+    engine_rows = workload_shape(engine.settings, 1, len(REQUESTS), 6).rows
     prefill = programs.prefill
     engine.hearing.program = lambda w, audio: heard.extend(n for n in audio.frames if n) or hear(w, audio)
     programs.__dict__["prefill"] = lambda w, state, new: (
-        prefilled.extend(r for r in new.row.flatten() if r < 2) or prefill(w, state, new)
+        prefilled.extend(r for r in new.row.flatten() if r < engine_rows) or prefill(w, state, new)
     )
     engine.batch_inference(REQUESTS)
     assert heard == [request.audio_features.shape[1] for request in REQUESTS]

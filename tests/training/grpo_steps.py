@@ -62,7 +62,7 @@ def _steps(output: str, names: Mapping[str, Any]) -> dict[str, list[Step]]:
 
 
 def _run(folder: str, runs: str) -> None:
-    from tiny_runs import TIMINGS, tiny_config
+    from tiny_runs import MEASURED, TIMINGS, tiny_config
 
     from audio_grpo.training import grpo_loop
 
@@ -77,7 +77,7 @@ def _run(folder: str, runs: str) -> None:
         metrics = {
             name: value
             for name, value in result.metrics.items()
-            if name not in TIMINGS and not name.startswith("seconds/")
+            if name not in TIMINGS and not name.startswith(MEASURED)
         }
         told = Step(metrics, sampled[-1].tokens.tolist(), batch["id"])
         print(json.dumps({"run": trainer.session.config.run_name, "step": told._asdict()}), flush=True)

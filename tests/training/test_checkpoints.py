@@ -32,7 +32,8 @@ def state_on(mesh, dtype=jnp.float32, seed=0, updates=2):
         changes, moments = OPTIMIZER.update(gradients, state.optimizer, precise)
         precise = optax.apply_updates(precise, changes)
         trainable = {key: value.astype(dtype) for key, value in precise.items()}
-        state = TrainState(state.step + 1, trainable, None if state.master is None else precise, moments)
+        master = None if state.master is None else precise
+        state = TrainState(state.step + 1, state.skipped, trainable, master, moments)
 
     def place(path, leaf):
         keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]

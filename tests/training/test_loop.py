@@ -10,7 +10,7 @@ from tiny_runs import kept_programs, metrics_of, tiny_config, with_tones
 
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import Rollout
-from audio_grpo.rewards import resolve_reward
+from audio_grpo.rewards import RewardFunction, resolve_reward
 from audio_grpo.training import grpo_loop, loop, setup_train_loop, sft_loop, train_loop
 from audio_grpo.training.batches import audio_of, place
 from audio_grpo.training.checkpoints import latest_step
@@ -231,12 +231,53 @@ def test_a_rate_of_zero_leaves_every_weight_as_it_is(folder):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(folder):
-    config = config_of(folder, run_name="nan", learning_rate=1e30, checkpoint_period=1, grain_eval_files=None)
-    with pytest.raises(FloatingPointError, match="Update 2 has loss nan and gradient norm nan: lower learning_rate"):
+    changes = {"learning_rate": 1e30, "checkpoint_period": 1, "grain_eval_files": None, "max_skipped_updates": 1}
+    config = config_of(folder, run_name="nan", **changes)
+    sentence = (
+        "Update 2 has loss nan and gradient norm nan: lower learning_rate .* It is number 2 in a row to be skipped for "
+        "a NaN or an infinity, here in loss, and max_skipped_updates is 1"
+    )
+    with pytest.raises(FloatingPointError, match=sentence):
         sft_loop(config)
     run = RunFolder.open(f"{config.base_output_directory}/nan")
-    assert [metrics["step"] for metrics in metrics_of(run)] == [1]
-    assert latest_step(run.checkpoints / "sft") == 1
+    skipped = [(m["skipped_updates"], m.get("skipped_updates/loss")) for m in metrics_of(run)]
+    assert skipped == [(0, None), (1, 1)]
+    assert latest_step(run.checkpoints / "sft") == 2
+    # A run that goes on from there has skipped one in a row already.
+    with pytest.raises(FloatingPointError, match="It is number 2 in a row"):
+        sft_loop(config)
+
+
+def bad_reward(completions, **_):
+    """One completion's worth is no number."""
+    return [float("inf"), *[0.5] * (len(completions) - 1)]
+
+
+@pytest.mark.parametrize("cause", ["rewards", "sampler_log_probs"])
+def test_a_step_with_a_nan_is_skipped_and_counted_with_its_cause_and_the_next_one_learns(folder, cause, monkeypatch):
+    trainer, engine = setup_train_loop(plain(folder, num_iterations=2))
+    functions = [resolve_reward("asr_wer_reward")]
+    before = {key: np.asarray(value) for key, value in trainer.weights.items()}
+    sample = grpo_loop.sample
+
+    def spoiled(*args):
+        rollout = sample(*args)
+        rollout.log_probs[1, 1, 0] = np.nan
+        return rollout
+
+    with monkeypatch.context() as patch:
+        if cause == "sampler_log_probs":
+            patch.setattr(grpo_loop, "sample", spoiled)
+        rewards = [RewardFunction("bad", bad_reward)] if cause == "rewards" else functions
+        metrics = grpo_step(trainer, engine, rewards, next(trainer.data), 1).metrics
+    skipped = {name: value for name, value in metrics.items() if name.startswith("skipped_updates")}
+    assert skipped == {"skipped_updates": 2, f"skipped_updates/{cause}": 2}
+    for key, value in trainer.weights.items():
+        np.testing.assert_array_equal(value, before[key], err_msg=key)
+    metrics = grpo_step(trainer, engine, functions, next(trainer.data), 2).metrics
+    assert metrics["skipped_updates"] == 0
+    assert metrics["grad_norm/attention"] > 0
+    assert (int(trainer.state.step), int(trainer.state.skipped)) == (2, 0)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(folder):
@@ -272,10 +313,10 @@ def test_further_iterations_depart_from_the_policy_that_sampled_and_the_referenc
     assert trainer.state.step == 2
     assert 0 < abs(metrics["policy_ratio/mean"] - 1) < 0.5
     assert metrics["kl"] > 1e-9
-    for key, value in trainer.reference.items():
+    for key, value in trainer.reference.weights.items():
         np.testing.assert_array_equal(value, start[key], err_msg=key)
     rollout = grpo_loop.generate_completions(trainer, engine, batch, 2)
     groups, heard = learner_batch(trainer, batch, rollout, np.zeros((4, 2), np.float32))
-    np.testing.assert_array_equal(groups.reference_log_probs, score(trainer, trainer.reference, groups, heard))
+    np.testing.assert_array_equal(groups.reference_log_probs, score(trainer, trainer.reference.weights, groups, heard))
     np.testing.assert_allclose(groups.old_log_probs[rollout.mask], rollout.log_probs[rollout.mask], atol=1e-4)
     assert np.abs(groups.reference_log_probs - groups.old_log_probs)[rollout.mask].max() > 1e-4

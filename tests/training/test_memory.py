@@ -1,11 +1,14 @@
 """Runs that a device can not hold are refused before a weight is read."""
 
+from types import SimpleNamespace
+
 import jax
+import numpy as np
 import pytest
 
 from audio_grpo.errors import UserError
 from audio_grpo.training import memory
-from audio_grpo.training.memory import bytes_per_device, check_fits
+from audio_grpo.training.memory import GIB, bytes_per_device, check_fits, host_memory, peak_memory
 from audio_grpo.training.programs import resident
 from audio_grpo.training.session import create_grpo_session, create_session
 from small_model import small_config
@@ -32,6 +35,16 @@ def test_bytes_per_device_are_those_of_its_shards(session):
     assert bytes_per_device(weights) < sum(x.size * x.dtype.itemsize for x in weights.values())
     head = weights["lm_head.weight"]
     assert bytes_per_device({"head": head}) == 1024 * 32 * 4 // 2
+
+
+def test_moments_in_bfloat16_take_half():
+    def optimizer_bytes(**changes):
+        keys = {"weight_dtype": "bfloat16", "num_experts": 4} | KEYS
+        return bytes_per_device(resident(create_session(small_config(**keys, **changes), jax.devices()[:1])).optimizer)
+
+    wide, narrow = optimizer_bytes(), optimizer_bytes(mu_dtype="bfloat16", nu_dtype="bfloat16")
+    # A master copy and two moments, of four bytes each or of two; beside them a few counters.
+    assert wide * 2 / 3 == pytest.approx(narrow, rel=1e-4)
 
 
 def test_what_is_kept_alone_is_too_much(session, monkeypatch):
@@ -64,3 +77,18 @@ def test_samplers_apart_hold_all_weights_themselves(monkeypatch):
     with_memory(monkeypatch, max(whole, kept_of(session) + gradients) + 1000)
     with pytest.raises(UserError, match="each of 1 devices would hold weights"):
         check_fits(session, "grpo", with_reference=True)
+
+
+def test_the_peak_is_that_of_the_fullest_device_where_devices_tell():
+    def device(peak):
+        return SimpleNamespace(memory_stats=lambda: peak and {"peak_bytes_in_use": peak, "bytes_limit": 99 << 30})
+
+    assert peak_memory([device(3 << 29), device(5 << 29), device(None)]) == {"memory/device_peak_gib": 2.5}
+
+
+def test_the_peak_is_the_hosts_where_no_device_tells():
+    before = peak_memory(jax.devices())["memory/host_peak_gib"]
+    held = np.ones(1 << 26, np.uint8)
+    after = peak_memory(jax.devices())["memory/host_peak_gib"]
+    assert 0.05 < before <= after < host_memory() / GIB
+    assert held.all()

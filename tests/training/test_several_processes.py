@@ -32,6 +32,10 @@ EXPERTS = SHORT | {
     "enable_checkpointing": False,
     "ici_fsdp_parallelism": 2,
     "ici_expert_parallelism": 2,
+    # Rows of several batches meet in one, those of global arrays too.
+    "dynamic_sampling_max_rounds": 1,
+    "zero_std_skip_after": 1,
+    "zero_std_skip_probability": 0.5,
 }
 TENSOR_WITHIN = {"ici_tensor_parallelism": 2}
 TENSOR_ACROSS = {"dcn_data_parallelism": 1, "dcn_tensor_parallelism": 2}

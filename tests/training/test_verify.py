@@ -262,7 +262,7 @@ def test_a_gradient_through_a_frozen_tower_fails(config, built, monkeypatch):
     finding = hearing.tower_learns_only_if_configured(trainer, built.learned[0], audio_of(built.batch))
     trainer.data.close()
     assert not finding.passed
-    assert finding.measured.startswith("gradients are taken for 29 tensors of the frozen tower, of norm ")
+    assert finding.measured.startswith("gradients are taken for 29 frozen tensors of the tower, of norm ")
 
 
 def test_a_tower_that_should_learn_but_gets_no_gradient_fails(trainer, built):
@@ -271,7 +271,7 @@ def test_a_tower_that_should_learn_but_gets_no_gradient_fails(trainer, built):
     finding = hearing.tower_learns_only_if_configured(trainer, *built.learned)
     assert not finding.passed
     assert finding.measured.startswith(
-        "the tower is not frozen, 1 of its 29 tensors have gradients; zero or not finite"
+        "of the tower's tensors that are not frozen, 1 of 29 have gradients; zero or not finite"
     )
 
 
@@ -292,8 +292,7 @@ def test_a_loss_that_is_nan_fails(trainer, built):
         return program
 
     checks = checklist(with_program(trainer, "gradients_program", poisoned), built.engine, WER)
-    assert "raised FloatingPointError" in measured(checks, "loss is finite")
-    assert "Update 1 has loss nan" in measured(checks, "loss is finite")
+    assert "losses of 5 steps nan, nan, nan, nan, nan;" in measured(checks, "loss is finite")
     assert "loss is finite" in failed(checks)
     assert practice.loss_is_finite(practice.Practice([0.1, 0.2], [1.0, 1.0], 0)).passed
     assert not practice.loss_is_finite(practice.Practice([0.1, math.nan], [1.0, 1.0], 0)).passed

@@ -41,6 +41,9 @@ TINY = {
 TIMINGS = {"step_time", "tokens_per_second", "audio_seconds_per_second"}
 
 
+MEASURED = ("seconds/", "memory/")
+
+
 def tiny_config(folder: Path, **changes: Any) -> Config:
     """A run in `folder`/runs on the clips in `folder`/data."""
     places = {"base_output_directory": str(folder / "runs"), "grain_train_files": str(folder / "data")}
@@ -70,9 +73,9 @@ def kept_programs(folder: Path) -> Iterator[None]:
 
 
 def metrics_of(run: RunFolder) -> list[dict[str, Any]]:
-    """Every step's metrics but those that clocks decide about."""
+    """Every step's metrics but those that clocks and memory decide about."""
     records = JsonLinesFile(run.metrics_path).read().records
     return [
-        {name: value for name, value in record.items() if name not in TIMINGS and not name.startswith("seconds/")}
+        {name: value for name, value in record.items() if name not in TIMINGS and not name.startswith(MEASURED)}
         for record in records
     ]

@@ -15,6 +15,9 @@ Parallelism = Annotated[int, Field(ge=-1)]
 _MESH_AXES = ("data", "fsdp", "tensor", "expert")
 """Devices along one mesh axis; −1 takes all devices that the other axes leave."""
 
+_LARGEST_BFLOAT16_DECAY = 0.996
+"""A moving average in bfloat16 is rounded by up to 1/256 of itself, and must fall by more than that."""
+
 DTypeName = Literal["auto", "float32", "bfloat16"]
 DecoderBlock = Literal["qwen3_omni", "qwen3_asr"]
 Template = Literal["reasoning", "transcript", "qwen3-asr"]
@@ -111,7 +114,17 @@ class FreezeKeys(_Section):
     """What training leaves as it is."""
 
     freeze_audio_encoder_params: bool = True
-    freeze_vision_encoder_params: bool = True
+    """The audio tower up to its projector."""
+    freeze_projector_params: bool | None = None
+    """The tower's last two maps, into the decoder's width; null does what `freeze_audio_encoder_params` does."""
+    freeze_vision_encoder_params: Literal[True] = True
+    """The vision encoder is carried over into exports and never run."""
+    freeze_router_params: bool = True
+    """What chooses experts, where there are any."""
+    freeze_embedding_params: bool = False
+    """The embedding of tokens and the output head."""
+    freeze_patterns: list[str] = []
+    """Further weights, by patterns of published names with * for indices."""
 
 
 class LoraKeys(_Section):
@@ -121,8 +134,11 @@ class LoraKeys(_Section):
     """0 trains the weights themselves."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     """The adapters' product is multiplied by `lora_alpha` / `lora_rank`."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of its input features that each adapter leaves out in a forward and backward pass, drawn anew for each;
+    sampling and scoring use all."""
     lora_target_modules: list[str] = ["model.layers.*.self_attn.*_proj"]
-    """Patterns of published names, with * for indices."""
+    """Patterns of published names, with * for indices; `*.mlp.experts.*_proj` gives each expert adapters of its own."""
 
 
 class PromptKeys(_Section):
@@ -237,6 +253,10 @@ class GrpoKeys(_Section):
 
     grpo_beta: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the KL to the reference; 0 builds no reference."""
+    reference_weight_dtype: Literal["float32", "bfloat16"] | None = None
+    """In which the reference keeps its copy of what learns; null is `weight_dtype`."""
+    reference_offload: bool = False
+    """That copy lies in the host's memory, and on the devices only while it scores."""
     grpo_epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Half-width of the clipped ratio's interval."""
     epsilon_high: Annotated[float, Field(gt=0)] | None = None
@@ -276,6 +296,18 @@ class GrpoKeys(_Section):
     """Updates on each batch of completions, μ."""
 
 
+class DynamicSamplingKeys(_Section):
+    """What becomes of groups whose rewards are all equal, which teach nothing."""
+
+    dynamic_sampling_max_rounds: NonNegative = 0
+    """Further batches of prompts that a step samples at most, whose groups take the places of such groups; 0 leaves
+    them."""
+    zero_std_skip_after: Positive = 2
+    """A clip whose groups were all such, so many times in a row up to the last one, may be passed over."""
+    zero_std_skip_probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """How likely it then is when its turn comes; 0 never passes over a clip."""
+
+
 class OptimizerKeys(_Section):
     """AdamW and its schedule."""
 
@@ -290,8 +322,14 @@ class OptimizerKeys(_Section):
     adam_b2: Fraction = 0.99
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     adam_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which the moving average of gradients is kept between updates."""
+    nu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The same of squared gradients (see docs/what_learns.md)."""
     gradient_clipping_threshold: Annotated[float, Field(ge=0)] = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
+    max_skipped_updates: NonNegative = 5
+    """Updates that are skipped one after another for a NaN or an infinity, at most: one more ends the run."""
 
 
 class BatchKeys(_Section):
@@ -366,6 +404,7 @@ class Config(
     RewardKeys,
     RolloutKeys,
     GrpoKeys,
+    DynamicSamplingKeys,
     OptimizerKeys,
     BatchKeys,
     PrecisionKeys,
@@ -475,6 +514,10 @@ class Config(
                 f"{self.max_completion_length} tokens that max_target_length leaves a completion: make it smaller",
             ),
             (
+                self.lora_dropout == 0 or self.lora_rank > 0,
+                f"lora_dropout {self.lora_dropout} has no adapters to act on: set lora_rank too, or leave it out",
+            ),
+            (
                 self.num_query_heads % self.num_kv_heads == 0,
                 f"num_query_heads {self.num_query_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
             ),
@@ -521,6 +564,18 @@ class Config(
             (
                 len(self.train_data_columns) > 0,
                 "train_data_columns is empty: name the prompt column, for example 'ar'",
+            ),
+            *(
+                (
+                    dtype == "float32" or decay <= _LARGEST_BFLOAT16_DECAY,
+                    f"{moment}_dtype bfloat16 keeps 8 binary digits, in which an average that moves by "
+                    f"1 - {key} = {1 - decay:g} of itself never falls: set {key} to {_LARGEST_BFLOAT16_DECAY} or less, "
+                    f"or {moment}_dtype to float32",
+                )
+                for moment, dtype, key, decay in (
+                    ("mu", self.mu_dtype, "adam_b1", self.adam_b1),
+                    ("nu", self.nu_dtype, "adam_b2", self.adam_b2),
+                )
             ),
             *self._grpo_agreements(),
         ]

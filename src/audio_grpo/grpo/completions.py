@@ -1,6 +1,6 @@
 """Rollout of a batch: the engine's completions as padded arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from audio_grpo.rollout import OfflineEngine
-from audio_grpo.types import AudioBatch, FinishReason, PromptBatch
+from audio_grpo.types import AudioBatch, FinishReason, PromptBatch, RequestResult
 
 
 class Rollout(NamedTuple):
@@ -29,24 +29,39 @@ class Rollout(NamedTuple):
 
 
 def generate_offline_completions(
-    engine: OfflineEngine, prompts: PromptBatch, audio: AudioBatch, ids: Sequence[str], *, seed: int
+    engine: OfflineEngine,
+    prompts: PromptBatch,
+    audio: AudioBatch,
+    ids: Sequence[str],
+    *,
+    seed: int,
+    on_done: Callable[[int, RequestResult], None] | None = None,
 ) -> Rollout:
-    """Sample the engine's G completions for each prompt; each clip is heard once."""
+    """Sample the engine's G completions for each prompt; each clip is heard once.
+
+    `on_done` is told each prompt's index and result while others are still being answered.
+    """
     heard = engine.hear(audio)
 
     def listen(indices: Sequence[int | None]) -> Float[Array, "b A D"]:
         return heard[jnp.asarray([0 if i is None else i for i in indices])]
 
-    results = engine.generate(prompts, listen, ids, seed=seed)
+    results: dict[int, RequestResult] = {}
+    for b, result in engine.start(prompts, listen, ids, seed=seed):
+        results[b] = result
+        if on_done is not None:
+            on_done(b, result)
     shape = (len(ids), engine.settings.generations, engine.settings.completion_length)
     tokens, mask = np.full(shape, engine.special.pad, np.int32), np.zeros(shape, bool)
     log_probs, log_kept = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for b, result in enumerate(results):
+    for b, result in results.items():
         for g, completion in enumerate(result.completions):
             length = len(completion.token_ids)
             tokens[b, g, :length] = completion.token_ids
             log_probs[b, g, :length] = completion.logprobs
             log_kept[b, g, :length] = completion.log_kept
             mask[b, g, :length] = True
-    reasons: list[list[FinishReason]] = [[c.finish_reason for c in result.completions] for result in results]
+    reasons: list[list[FinishReason]] = [
+        [completion.finish_reason for completion in results[b].completions] for b in range(len(ids))
+    ]
     return Rollout(tokens, mask, log_probs, log_kept, reasons, heard)

@@ -1,15 +1,18 @@
 """The learner's compiled programs: scoring, gradients of a part of a batch, and the update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 from audio_grpo.grpo.log_probs import TokenScores, compute_log_probs
+from audio_grpo.model.lora import drop_inputs
+from audio_grpo.model.parts import by_part
 from audio_grpo.model.spec import ThinkerSpec
 from audio_grpo.model.table import Weights
 from audio_grpo.model.thinker import hear
@@ -28,6 +31,8 @@ class TrainState(NamedTuple):
 
     step: Array
     """Updates done."""
+    skipped: Array
+    """Updates skipped since."""
     trainable: dict[str, Array]
     """Weights in the run's weight dtype."""
     master: dict[str, Array] | None
@@ -35,11 +40,23 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
+class UpdateReport(NamedTuple):
+    """What an update tells."""
+
+    norm: Float[Array, ""]
+    """Of the gradient before clipping."""
+    norms: dict[str, Float[Array, ""]]
+    """The same of each part of the model that learns, see `model.parts`."""
+    finite: dict[str, Bool[Array, ""]]
+    """By what was looked at, whether it held neither NaN nor infinity."""
+
+
 def init_train_state(trainable: dict[str, Array], optimizer: optax.GradientTransformation) -> TrainState:
     """Start of a run."""
     narrow = any(value.dtype != jnp.float32 for value in trainable.values())
     master = {key: value.astype(jnp.float32) for key, value in trainable.items()} if narrow else None
-    return TrainState(jnp.int32(0), trainable, master, optimizer.init(trainable if master is None else master))
+    moments = optimizer.init(trainable if master is None else master)
+    return TrainState(jnp.int32(0), jnp.int32(0), trainable, master, moments)
 
 
 class Learner:
@@ -54,13 +71,18 @@ class Learner:
         audio_pad: int,
         temperature: float,
         chunk_size: int,
+        lora_dropout: float = 0.0,
         shardings: TrainState | None = None,
     ) -> None:
-        """`shardings` has one for each array of the state; gradients and updates keep to them."""
+        """`shardings` has one for each array of the state; gradients and updates keep to them.
+
+        `lora_dropout` is the share of their inputs that adapters leave out when gradients are taken.
+        """
         self._spec = spec
         self._optimizer = optimizer
         self._loss_fn = loss_fn
         self._score_settings = {"audio_pad": audio_pad, "temperature": temperature, "chunk_size": chunk_size}
+        self._lora_dropout = lora_dropout
         # Left to itself, the compiler places some results elsewhere, and each program is compiled again for them.
         self._state_shardings = shardings
         self._gradient_shardings = None if shardings is None else shardings.trainable
@@ -75,18 +97,36 @@ class Learner:
         return self.score_program(weights, batch, heard)
 
     def gradients(
-        self, trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard
+        self,
+        trainable: Weights,
+        frozen: Weights,
+        batch: GroupBatch,
+        heard: Heard,
+        dropout_seed: np.uint32 | None = None,
     ) -> tuple[dict[str, Array], Any]:
-        """Gradients with respect to the trainable weights and what the loss reports."""
-        return self.gradients_program(trainable, frozen, batch, heard)
+        """Gradients with respect to the trainable weights and what the loss reports.
+
+        `dropout_seed` decides what adapters leave out; without one they leave out nothing.
+        """
+        return self.gradients_program(trainable, frozen, batch, heard, dropout_seed)
 
     def add(self, a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
         """Sum of two parts' gradients."""
         return self.add_program(a, b)
 
     def apply(self, state: TrainState, gradients: dict[str, Array]) -> tuple[TrainState, Float[Array, ""]]:
-        """One optimizer step; returns the new state and the gradient's global norm before clipping."""
-        return self.apply_program(state, gradients)
+        """`update` by gradients that nothing but themselves is checked for; returns state and norm."""
+        state, report = self.update(state, gradients, {})
+        return state, report.norm
+
+    def update(
+        self, state: TrainState, gradients: dict[str, Array], checked: Mapping[str, Float[Any, "..."]]
+    ) -> tuple[TrainState, UpdateReport]:
+        """One optimizer step, unless there is a NaN or an infinity in the gradients or in what else is to be checked.
+
+        A step that is skipped changes neither weights nor moments, and is counted in the state.
+        """
+        return self.apply_program(state, gradients, checked)
 
     def abstract_state(self, trainable: dict[str, jax.ShapeDtypeStruct]) -> TrainState:
         """Shapes, dtypes and shardings of the state of abstract weights."""
@@ -102,15 +142,19 @@ class Learner:
 
     @cached_property
     def gradients_program(self) -> Any:
-        """(trainable, frozen, batch, heard) → gradients and the loss's report."""
+        """(trainable, frozen, batch, heard, seed of dropout) → gradients and the loss's report."""
 
-        def loss(trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard) -> tuple[Array, Any]:
+        def loss(
+            trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard, seed: UInt32[Array, ""] | None
+        ) -> tuple[Array, Any]:
+            if seed is not None:
+                trainable = drop_inputs(trainable, jax.random.key(seed), self._lora_dropout)
             return self._loss_fn(self._scores({**frozen, **trainable}, batch, heard), batch)
 
         def program(
-            trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard
+            trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard, seed: UInt32[Array, ""] | None
         ) -> tuple[dict[str, Array], Any]:
-            gradients, aux = jax.grad(loss, has_aux=True)(trainable, frozen, batch, heard)
+            gradients, aux = jax.grad(loss, has_aux=True)(trainable, frozen, batch, heard, seed)
             return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), aux
 
         return jax.jit(program, out_shardings=(self._gradient_shardings, None))
@@ -122,7 +166,7 @@ class Learner:
 
     @cached_property
     def apply_program(self) -> Any:
-        """(state, gradients) → state and norm."""
+        """(state, gradients, checked) → state and report."""
         return jax.jit(self._applied, donate_argnums=0, keep_unused=True, out_shardings=(self._state_shardings, None))
 
     def _scores(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
@@ -131,10 +175,24 @@ class Learner:
             self._spec, weights, batch.prompts, embeddings, batch.completion_tokens, **self._score_settings
         )
 
-    def _applied(self, state: TrainState, gradients: dict[str, Array]) -> tuple[TrainState, Float[Array, ""]]:
+    def _applied(
+        self, state: TrainState, gradients: dict[str, Array], checked: Mapping[str, Float[Any, "..."]]
+    ) -> tuple[TrainState, UpdateReport]:
+        report = _report(gradients, checked)
         precise = state.trainable if state.master is None else state.master
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, precise)
         precise: Any = optax.apply_updates(precise, updates)
         trainable = jax.tree.map(lambda value, old: value.astype(old.dtype), precise, state.trainable)
         master = None if state.master is None else precise
-        return TrainState(state.step + 1, trainable, master, optimizer), optax.tree_utils.tree_norm(gradients)
+        done = TrainState(state.step + 1, jnp.zeros_like(state.skipped), trainable, master, optimizer)
+        skipped = state._replace(skipped=state.skipped + 1)
+        good = jnp.stack(list(report.finite.values())).all()
+        return jax.tree.map(partial(jnp.where, good), done, skipped), report
+
+
+def _report(gradients: dict[str, Array], checked: Mapping[str, Float[Any, "..."]]) -> UpdateReport:
+    norm = optax.tree_utils.tree_norm(gradients)
+    parts = {part: [gradients[key] for key in keys] for part, keys in by_part(gradients).items()}
+    norms = {part: optax.tree_utils.tree_norm(members) for part, members in parts.items()}
+    finite = {name: jnp.isfinite(value).all() for name, value in checked.items()}
+    return UpdateReport(norm, norms, {**finite, "grad_norm": jnp.isfinite(norm)})

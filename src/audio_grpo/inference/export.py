@@ -42,12 +42,17 @@ def export_adapters(run_path: str, out: Path) -> Path:
     """Write a run's adapters to `out` as PEFT does: adapter_config.json and adapter_model.safetensors.
 
     Raises:
-        UserError: `run_path` is no run, has no adapters, or `out` exists.
+        UserError: `run_path` is no run, has no adapters, has some that PEFT can not hold, or `out` exists.
     """
     session, found = _open(run_path)
     config = session.config
     if not session.adapters:
         raise UserError(f"{run_path} has no adapters, its lora_rank is 0: export it without --adapter-only.")
+    if any(".experts." in key for key in session.adapters):
+        raise UserError(
+            f"{run_path} has adapters of single experts, whose matrices are one tensor for all experts in other "
+            "software, so PEFT has no place for them: export it without --adapter-only, which merges them."
+        )
     tensors = {}
     for key, weight in session.adapters.items():
         value = np.asarray(found.weights[key].astype("float32"))
@@ -60,7 +65,7 @@ def export_adapters(run_path: str, out: Path) -> Path:
         "r": config.lora_rank,
         "lora_alpha": config.lora_alpha,
         "target_modules": "|".join(adapted).replace(r"\*", r"\d+"),
-        "lora_dropout": 0.0,
+        "lora_dropout": config.lora_dropout,
         "bias": "none",
     }
     with appearing_folder(out) as folder:

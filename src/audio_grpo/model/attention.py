@@ -116,12 +116,7 @@ def _attend_block(queries: Float[Array, "S Q H N"], segment: Segment, first: Int
     peak = scores.max(axis=-1)
     weights = jnp.exp(scores - peak[..., None])
     total = weights.sum(axis=-1)
-    weighted = jnp.einsum(
-        "rkhwqt,rktn->rwqkhn",
-        weights.astype(segment.values.dtype),
-        segment.values,
-        preferred_element_type=jnp.float32,
-    )
+    weighted = _weigh(weights.astype(segment.values.dtype), segment.values)
     partial = _Partial(
         weighted.reshape(-1, length, heads, width),
         peak.transpose(0, 3, 4, 1, 2).reshape(-1, length, heads),
@@ -130,6 +125,17 @@ def _attend_block(queries: Float[Array, "S Q H N"], segment: Segment, first: Int
     if segment.membership is None:
         return partial
     return _Partial(*(_take(value, segment.membership.place) for value in partial))
+
+
+def _weigh(weights: Float[Array, "R K h W Q T"], values: Float[Array, "R K T N"]) -> Float[Array, "R W Q K h N"]:
+    def product(weights: Array, values: Array) -> Array:
+        return jnp.einsum("rkhwqt,rktn->rwqkhn", weights, values, preferred_element_type=jnp.float32)
+
+    def widened(weights: Array, values: Array) -> Array:
+        return product(weights.astype(jnp.float32), values.astype(jnp.float32))
+
+    # XLA for CPU has no such product of bfloat16.
+    return jax.lax.platform_dependent(weights, values, cpu=widened, default=product)
 
 
 def _take(values: Float[Array, "n *rest"], indices: Int[Array, "P *index"]) -> Float[Array, "m *rest"]:

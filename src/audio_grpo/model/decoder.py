@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from audio_grpo.model.attention import Projected, heads_first
 from audio_grpo.model.experts import experts_mlp
+from audio_grpo.model.grouped import Matrices
 from audio_grpo.model.layers import linear, rms_norm, rope
 from audio_grpo.model.spec import DecoderSpec
 from audio_grpo.model.table import Table, Weight, Weights
@@ -76,16 +77,20 @@ def _layer_table(spec: DecoderSpec) -> dict[str, Weight]:
 
 
 def decoder_layer(
-    spec: DecoderSpec, w: Weights, stream: Stream, place: Placement, attention: Attention
+    spec: DecoderSpec,
+    w: Weights,
+    stream: Stream,
+    place: Placement,
+    attention: Attention,
+    experts: Matrices | None = None,
 ) -> tuple[Float[Array, "S Q D"], KeysValues]:
-    """One layer on new positions.
+    """One layer on new positions; `experts` are its experts' matrices where they are not among its weights.
 
     Returns the new hidden states and the new positions' keys and values, which a caller may keep as a segment.
     """
     new = project(spec, w, stream, place)
-    return finish_layer(spec, w, stream.x, attention(new), place), KeysValues(
-        heads_first(new.keys), heads_first(new.values)
-    )
+    x = finish_layer(spec, w, stream.x, attention(new), place, experts)
+    return x, KeysValues(heads_first(new.keys), heads_first(new.values))
 
 
 def project(spec: DecoderSpec, w: Weights, stream: Stream, place: Placement) -> Projected:
@@ -104,18 +109,25 @@ def project(spec: DecoderSpec, w: Weights, stream: Stream, place: Placement) -> 
 
 
 def finish_layer(
-    spec: DecoderSpec, w: Weights, x: Float[Array, "S Q D"], attended: Float[Array, "S Q H N"], place: Placement
+    spec: DecoderSpec,
+    w: Weights,
+    x: Float[Array, "S Q D"],
+    attended: Float[Array, "S Q H N"],
+    place: Placement,
+    experts: Matrices | None = None,
 ) -> Float[Array, "S Q D"]:
-    """The second half of a layer, from what attention gave."""
+    """The second half of a layer, from what attention gave; `experts` as `decoder_layer` has them."""
     flat = place(attended.reshape(*x.shape[:2], -1), "batch", None, "heads")
     x = place(x + linear(w, "self_attn.o_proj", flat), "batch", None, "embed")
     y = rms_norm(x, w["post_attention_layernorm.weight"], spec.norm_eps)
-    return place(x + _mlp(spec, w, y, place), "batch", None, "embed")
+    return place(x + _mlp(spec, w, y, place, experts), "batch", None, "embed")
 
 
-def _mlp(spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"], place: Placement) -> Float[Array, "S Q D"]:
+def _mlp(
+    spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"], place: Placement, experts: Matrices | None
+) -> Float[Array, "S Q D"]:
     if spec.experts:
-        return experts_mlp(spec, w, y.reshape(-1, spec.width), place).reshape(y.shape)
+        return experts_mlp(spec, w, y.reshape(-1, spec.width), place, experts).reshape(y.shape)
     gate, up = (linear(w, f"mlp.{name}_proj", y, wide=place.cuts_width) for name in ("gate", "up"))
     inner = jax.nn.silu(gate) * up
     return linear(w, "mlp.down_proj", place(inner, "batch", None, "mlp"))

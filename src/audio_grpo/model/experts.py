@@ -8,54 +8,67 @@ one has an expert on each of up to eight devices.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from audio_grpo.model.grouped import grouped_mlp
+from audio_grpo.model.grouped import Matrices, Matrix, OfLayer, experts_of, grouped_mlp, taken
 from audio_grpo.model.layers import linear
 from audio_grpo.model.spec import DecoderSpec
-from audio_grpo.model.table import Weights
+from audio_grpo.model.table import Weights, scope
 from audio_grpo.parallel.activations import Placement
 
 _ROWS_AT_ONCE = 1 << 15
 """Routed rows that exist together; more tokens are taken in parts, each computed again in the backward pass."""
 
-_MATRICES = tuple(f"mlp.experts.*.{name}_proj.weight" for name in ("gate", "up", "down"))
-_MATRIX_AXES = (PartitionSpec("expert", "tensor", "fsdp"),) * 2 + (PartitionSpec("expert", "fsdp", "tensor"),)
-_WIDTH = (2, 2, 1)
-"""Dimension of each matrix that is the model width."""
-
-Matrices = tuple[Float[Array, "e f w"], Float[Array, "e f w"], Float[Array, "e w f"]]
-"""Gate, up and down of this device's e experts, and of these the part that it has."""
+EXPERTS = "mlp.experts.*."
+"""Of a layer's weights, those of its experts."""
+_INNER = {"weight": ("tensor", "fsdp"), "lora_A.weight": (None, "fsdp"), "lora_B.weight": ("tensor", None)}
+_DOWN = {"weight": ("fsdp", "tensor"), "lora_A.weight": (None, "tensor"), "lora_B.weight": ("fsdp", None)}
+_MATRIX_AXES = {
+    f"{name}_proj.{kind}": PartitionSpec("expert", *axes)
+    for name, of_kind in (("gate", _INNER), ("up", _INNER), ("down", _DOWN))
+    for kind, axes in of_kind.items()
+}
+"""Of the experts' matrices and adapters; where one has the model width, it is cut by fsdp."""
 
 Routed = tuple[Float[Array, "tokens d"], Float[Array, "tokens k"], Int[Array, "tokens k"]]
 """Tokens, the shares of their experts, and which those are."""
 
 
 def experts_mlp(
-    spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"], place: Placement
+    spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"], place: Placement, matrices: Matrices | None = None
 ) -> Float[Array, "tokens D"]:
-    """Weighted sum of each token's top experts, down(silu(gate x) · up x)."""
+    """Weighted sum of each token's top experts, down(silu(gate x) · up x).
+
+    `matrices` are the experts' where they are not among the layer's weights.
+    """
     routed = (x, *_route(spec, w, x, wide=place.cuts_width))
-    gate, up, down = (w[name].astype(x.dtype) for name in _MATRICES)
-    matrices = (gate, up, down)
+    given: Matrices = matrices or scope(w, EXPERTS)
+    used = jax.tree.map(lambda value: value.astype(x.dtype) if value.ndim else value, dict(given))
     mesh = place.mesh
     if mesh is None or mesh.size == 1:
-        return _in_parts(partial(_own_experts, spec, matrices, place.platform, first=0), routed, _part(spec, 1))
+        return _in_parts(partial(_own_experts, spec, used, place.platform, first=0), routed, _part(spec, 1))
     weights_stay = place.rules["embed"] != ()
     tokens = PartitionSpec(place.rules["batch"], "fsdp" if weights_stay else None)
     chosen = PartitionSpec(place.rules["batch"])
     program = jax.shard_map(
         partial(_few_tokens if weights_stay else _many_tokens, spec, place),
         mesh=mesh,
-        in_specs=((tokens, chosen, chosen), _MATRIX_AXES),
+        in_specs=((tokens, chosen, chosen), {key: _axes_of(key, value) for key, value in used.items()}),
         out_specs=PartitionSpec(place.rules["batch"], place.rules["embed"] or None),
         check_vma=False,
     )
-    return program(routed, matrices)
+    return program(routed, used)
+
+
+def _axes_of(key: str, matrix: Matrix) -> PartitionSpec | OfLayer:
+    axes = _MATRIX_AXES[key]
+    stacked: Any = PartitionSpec(None, *axes), PartitionSpec()
+    return OfLayer(*stacked) if isinstance(matrix, OfLayer) else axes
 
 
 def tokens_travel(spec: DecoderSpec, tokens: int, shards: int) -> bool:
@@ -81,10 +94,10 @@ def _many_tokens(spec: DecoderSpec, place: Placement, routed: Routed, matrices: 
     """One device's share: weights are gathered along the width, and then either tokens or experts are exchanged."""
     shards = jax.lax.axis_size("expert")
     travel = shards > 1 and tokens_travel(spec, routed[0].shape[0], shards)
-    matrices = jax.tree.map(partial(_gather, axis="fsdp"), matrices, _WIDTH)
+    matrices = {key: _gather_width(taken(value), _MATRIX_AXES[key]) for key, value in matrices.items()}
     if not travel:
         matrices = jax.tree.map(partial(_gather, axis="expert", dimension=0), matrices)
-    first = jax.lax.axis_index("expert") * matrices[0].shape[0] if travel else 0
+    first = jax.lax.axis_index("expert") * experts_of(matrices) if travel else 0
     own = partial(_own_experts, spec, matrices, place.platform, first=first)
 
     def part(routed: Routed) -> Float[Array, "part d"]:
@@ -100,7 +113,7 @@ def _few_tokens(
     spec: DecoderSpec, place: Placement, routed: Routed, matrices: Matrices
 ) -> Float[Array, "tokens own_d"]:
     """One device's share where every device has all tokens and its part of every weight, and keeps it."""
-    first = jax.lax.axis_index("expert") * matrices[0].shape[0]
+    first = jax.lax.axis_index("expert") * experts_of(matrices)
     y = _own_experts(spec, matrices, place.platform, routed, first=first, width_axis="fsdp")
     y = jax.lax.psum(y.astype(jnp.float32), "tensor")
     return jax.lax.psum_scatter(y, "expert", scatter_dimension=1, tiled=True).astype(routed[0].dtype)
@@ -117,7 +130,7 @@ def _own_experts(
 ) -> Float[Array, "own_tokens d"]:
     """What the experts from number `first` on, whose matrices are given, add to each token."""
     x, shares, chosen = routed
-    own = matrices[0].shape[0]
+    own = experts_of(matrices)
     # Own experts' rows come first; the rest belong to none of them.
     assignments = (chosen.reshape(-1) - first) % spec.experts
     order = jnp.argsort(assignments, stable=True)
@@ -147,6 +160,10 @@ def _in_parts(
 
     y = jax.lax.map(jax.checkpoint(program), jax.tree.map(split, routed))
     return y.reshape(tokens + padding, -1)[:tokens]
+
+
+def _gather_width(matrix: Float[Array, "e o i"], axes: PartitionSpec) -> Float[Array, "e whole_o whole_i"]:
+    return _gather(matrix, axes.index("fsdp"), "fsdp") if "fsdp" in axes else matrix
 
 
 def _gather(x: Array, dimension: int, axis: str) -> Array:

@@ -4,7 +4,8 @@ A grouping is made once from the rows' sizes and gives three functions: rows int
 arranged rows with one matrix per expert, and arranged rows back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,69 +19,116 @@ _LANES = 128
 """The TPU kernel takes widths that are multiples of this."""
 
 
+class OfLayer(NamedTuple):
+    """The matrices of one layer, not yet taken out of those of all: a kernel may read them where they lie."""
+
+    layers: Float[Array, "L E O I"]
+    layer: Int[Array, ""]
+
+
+Matrix = Float[Array, "E O I"] | OfLayer
+Matrices = Mapping[str, Matrix]
+"""`gate_proj.weight`, `up_proj.weight` and `down_proj.weight` of E experts, and the adapters of any of them as
+`X.lora_A.weight` [E, rank, I] and `X.lora_B.weight` [E, O, rank]."""
+
+
+def experts_of(matrices: Matrices) -> int:
+    """Number of experts that the matrices belong to."""
+    gate = matrices["gate_proj.weight"]
+    return (gate.layers[0] if isinstance(gate, OfLayer) else gate).shape[0]
+
+
 class Grouping(NamedTuple):
     """Products of rows with their experts' matrices; `sizes` says how many rows, in order, each expert has."""
 
     arrange: Callable[[Float[Array, "n D"]], Float[Array, "..."]]
-    product: Callable[[Float[Array, "..."], Float[Array, "E O I"]], Float[Array, "..."]]
+    product: Callable[[Float[Array, "..."], Matrix], Float[Array, "..."]]
     restore: Callable[[Float[Array, "..."]], Float[Array, "n D"]]
 
 
 def grouped_mlp(
     rows: Float[Array, "n D"],
     sizes: Int[Array, "E"],
-    matrices: tuple[Float[Array, "E F D"], Float[Array, "E F D"], Float[Array, "E D F"]],
+    matrices: Matrices,
     *,
     platform: str,
     width_axis: str | None = None,
 ) -> Float[Array, "n D"]:
     """down(silu(gate x) · up x) of each row by its expert; rows beyond the experts' give zeros.
 
-    `matrices` are gate, up and down. With `width_axis`, rows and matrices hold this device's part of the width D, and
-    the inner products are completed over that mesh axis.
+    With `width_axis`, rows and matrices hold this device's part of the width D, and the inner products are completed
+    over that mesh axis.
     """
-    gate, up, down = matrices
-    grouping = _grouping(platform, rows, sizes, gate)
+    grouping = _grouping(platform, rows, sizes)
     # Rows that belong to no expert are computed by no kernel and may hold anything, in both directions.
     valid = (jnp.arange(rows.shape[0]) < sizes.sum())[:, None]
     arranged = grouping.arrange(jnp.where(valid, rows, 0))
 
-    def inner(matrix: Float[Array, "E O I"]) -> Float[Array, "..."]:
-        y = grouping.product(arranged, matrix)
+    def inner(name: str) -> Float[Array, "..."]:
+        y = _adapted(grouping, matrices, name, arranged)
         return y if width_axis is None else jax.lax.psum(y.astype(jnp.float32), width_axis).astype(y.dtype)
 
-    y = grouping.restore(grouping.product(jax.nn.silu(inner(gate)) * inner(up), down))
+    gated = jax.nn.silu(inner("gate_proj")) * inner("up_proj")
+    y = grouping.restore(_adapted(grouping, matrices, "down_proj", gated))
     return jnp.where(valid, y, 0)
 
 
-def _grouping(
-    platform: str, rows: Float[Array, "n D"], sizes: Int[Array, "E"], matrix: Float[Array, "E O I"]
-) -> Grouping:
+def _adapted(grouping: Grouping, matrices: Matrices, name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What `layers.linear` is for one matrix: the product, plus the adapter's part where there is one."""
+    y = grouping.product(x, matrices[f"{name}.weight"])
+    if f"{name}.lora_A.weight" not in matrices:
+        return y
+    inner = grouping.product(x, matrices[f"{name}.lora_A.weight"])
+    return y + grouping.product(inner, matrices[f"{name}.lora_B.weight"])
+
+
+def _grouping(platform: str, rows: Float[Array, "n D"], sizes: Int[Array, "E"]) -> Grouping:
     if platform == "cpu":
         return blocked(rows.shape[0], sizes)
-    if platform == "tpu" and not any(width % _LANES for width in matrix.shape[1:]):
-        return pallas(rows.shape[0], sizes)
-    return ragged(sizes)
+    return pallas(rows.shape[0], sizes) if platform == "tpu" else ragged(sizes)
 
 
 def ragged(sizes: Int[Array, "E"]) -> Grouping:
     """`ragged_dot`, which GPU has and TPU too, though there it copies matrices that are stored as [outputs, inputs]."""
     dims = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
-    return Grouping(lambda x: x, lambda x, matrix: jax.lax.ragged_dot_general(x, matrix, sizes, dims), lambda x: x)
+
+    def product(x: Float[Array, "n I"], matrix: Matrix) -> Float[Array, "n O"]:
+        return jax.lax.ragged_dot_general(x, taken(matrix), sizes, dims)
+
+    return Grouping(lambda x: x, product, lambda x: x)
 
 
 def pallas(count: int, sizes: Int[Array, "E"], *, interpret: bool = False) -> Grouping:
-    """JAX's megablox kernel for TPU, which reads matrices as they are stored."""
+    """JAX's megablox kernel for TPU, which reads matrices as they are stored.
+
+    It takes whole lanes only: narrow matrices, such as adapters', are left to `ragged_dot`.
+    """
     tile = 512 if count >= 16 * _LANES else _LANES
     padding = -count % tile
     # The last group has no matrix: the kernel leaves out its rows.
     with_rest = jnp.append(sizes, count + padding - sizes.sum()).astype(jnp.int32)
 
-    def product(x: Float[Array, "n I"], matrix: Float[Array, "E O I"]) -> Float[Array, "n O"]:
-        tiling = (tile, min(1024, matrix.shape[2]), min(1024, matrix.shape[1]))
-        return megablox.gmm(x, matrix, with_rest, x.dtype, tiling, transpose_rhs=True, interpret=interpret)
+    def product(x: Float[Array, "n I"], matrix: Matrix) -> Float[Array, "n O"]:
+        outputs, inputs = (matrix.layers if isinstance(matrix, OfLayer) else matrix).shape[-2:]
+        if inputs % _LANES or outputs % _LANES:
+            return ragged(sizes).product(x, matrix)
+        call = partial(megablox.gmm, transpose_rhs=True, interpret=interpret)
+        tiling = (tile, min(1024, inputs), min(1024, outputs))
+        if not isinstance(matrix, OfLayer):
+            return call(x, matrix, with_rest, x.dtype, tiling)
+        # The layer's first matrix has group number 0, so that of the first layer has a negative one. Rows of no group
+        # are left as they are, whatever was there.
+        first = -matrix.layer * sizes.shape[0]
+        return call(x, matrix.layers.reshape(-1, outputs, inputs), sizes, x.dtype, tiling, first)
 
     return Grouping(lambda x: jnp.pad(x, ((0, padding), (0, 0))), product, lambda x: x[:count])
+
+
+def taken(matrix: Matrix) -> Float[Array, "E O I"]:
+    """The matrices as an array of their own."""
+    if not isinstance(matrix, OfLayer):
+        return matrix
+    return jax.lax.dynamic_index_in_dim(matrix.layers, matrix.layer, keepdims=False)
 
 
 def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
@@ -102,8 +150,8 @@ def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
         empty = jnp.zeros((blocks * _BLOCK_ROWS, x.shape[1]), x.dtype)
         return empty.at[slot].set(x, mode="drop").reshape(blocks, _BLOCK_ROWS, -1)
 
-    def product(x: Float[Array, "b r I"], matrix: Float[Array, "E O I"]) -> Float[Array, "b r O"]:
-        return jnp.einsum("bri,boi->bro", x, matrix[expert_of_block])
+    def product(x: Float[Array, "b r I"], matrix: Matrix) -> Float[Array, "b r O"]:
+        return jnp.einsum("bri,boi->bro", x, taken(matrix)[expert_of_block])
 
     def restore(x: Float[Array, "b r D"]) -> Float[Array, "n D"]:
         return x.reshape(blocks * _BLOCK_ROWS, -1).at[slot].get(mode="fill", fill_value=0)

@@ -11,7 +11,9 @@ from audio_grpo.model import audio_tower
 from audio_grpo.model.attention import Projected, Segment, attend, own_segment
 from audio_grpo.model.audio_tower import audio_tower_table
 from audio_grpo.model.decoder import LAYERS, KeysValues, Stream, decoder_layer, decoder_table, finish_layer, project
+from audio_grpo.model.experts import EXPERTS
 from audio_grpo.model.flash import causal_attention, group_attention
+from audio_grpo.model.grouped import OfLayer
 from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.lora import scaled
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
@@ -65,9 +67,14 @@ def extend(
     """
     place = Placement(spec.mesh, FEW_TOKENS)
     stream = Stream(_embed(spec, weights, tokens, place), positions)
+    layers = _layers(spec, weights)
+    # A step reads all experts: kernels that can read them where they lie spare a copy of each layer's.
+    experts = scope(layers, EXPERTS)
+    others = {key: value for key, value in layers.items() if not key.startswith(EXPERTS)}
 
     def layer(x: Float[Array, "S Q D"], scanned: tuple) -> tuple[Float[Array, "S Q D"], KeysValues]:
-        w, keys_values = scanned
+        number, w, keys_values = scanned
+        matrices = {key: OfLayer(value, number) for key, value in experts.items()}
         segments = [
             segment._replace(keys=keys, values=values)
             for segment, (keys, values) in zip(cached, keys_values, strict=True)
@@ -76,10 +83,10 @@ def extend(
         def attention(new: Projected) -> Float[Array, "S Q H N"]:
             return attend(new.queries, [*segments, own_segment(new)])
 
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, attention)
+        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, attention, matrices)
 
     stacked = [(segment.keys, segment.values) for segment in cached]
-    x, new = jax.lax.scan(layer, stream.x, (_layers(spec, weights), stacked))
+    x, new = jax.lax.scan(layer, stream.x, (jnp.arange(spec.decoder.layers), others, stacked))
     return _final_norm(spec, weights, x), new
 
 

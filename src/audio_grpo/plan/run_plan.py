@@ -12,6 +12,7 @@ from audio_grpo.config import Config
 from audio_grpo.errors import UserError
 from audio_grpo.plan.chips import Chip, local_chip
 from audio_grpo.plan.cost import ProgramCost, program_cost
+from audio_grpo.plan.decoding import DecodeStep, decode_step
 from audio_grpo.plan.flops import Counting
 from audio_grpo.plan.roofline import Roofline, roofline
 from audio_grpo.plan.topology import Topology, compile_ahead, parse_topology, topology_devices
@@ -36,6 +37,8 @@ class ProgramPlan:
     """None where the compiler refuses the program for its size."""
     roofline: Roofline | None
     """Of one run."""
+    decoding: DecodeStep | None = None
+    """Of the decode burst alone."""
 
     @property
     def total(self) -> int:
@@ -150,7 +153,7 @@ class Planner:
                 phase=program.phase,
                 runs=program.runs,
                 held=held,
-                made=max(0, _refused_size(error, bytes_per_device(program.arguments))),
+                made=max(0, _refused_size(error) - bytes_per_device(program.arguments)),
                 cost=None,
                 roofline=None,
             )
@@ -170,6 +173,7 @@ class Planner:
             made=cost.temporaries + cost.outputs - cost.aliased + cost.code,
             cost=cost,
             roofline=roofline(cost, self.chip),
+            decoding=decode_step(program, cost) if program.phase == "decode burst" else None,
         )
 
 
@@ -178,14 +182,14 @@ def _of_sampler(program: Program) -> int:
     return bytes_per_device(program.session.abstract_weights)
 
 
-def _refused_size(error: Exception, arguments: int) -> int:
-    """Bytes beside its arguments that the compiler says the program would take; other refusals are not ours to explain.
+def _refused_size(error: Exception) -> int:
+    """Bytes that the compiler says the program would take, arguments among them in either of its two sentences.
 
-    The compiler tells the size of temporaries where they alone are too large, else of all together.
+    Any other refusal is not for us to explain.
     """
     size = r"([\d.]+)([KMGT])"
-    temporaries = re.search(rf"required for HLO temporaries \({size}\)", str(error))
-    told = temporaries or re.search(rf"Used {size} of [\d.]+[KMGT] hbm", str(error))
+    told = re.search(rf"Used {size} of [\d.]+[KMGT] hbm|for HLO temporaries \({size}\)", str(error))
     if told is None:
         raise error
-    return int(float(told[1]) * 1024 ** ("KMGT".index(told[2]) + 1)) - (0 if temporaries else arguments)
+    number, unit = (group for group in told.groups() if group)
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))

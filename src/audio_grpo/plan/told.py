@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from audio_grpo.plan.decoding import DecodeStep
 from audio_grpo.plan.limits import Limit
 from audio_grpo.plan.run_plan import ProgramPlan, RunPlan
 from audio_grpo.training.memory import GIB
@@ -28,6 +30,7 @@ def plan_text(plan: RunPlan, limits: Sequence[Limit], remedies: Sequence[str]) -
         *(_row(program) for program in plan.programs),
         "",
     ]
+    lines += [_decoding(program.decoding) for program in plan.programs if program.decoding]
     if not math.isnan(plan.step_seconds):
         lines += [
             f"least time of a step {plan.step_seconds:.3g} s: {plan.tokens_per_second:.0f} tokens and "
@@ -70,6 +73,14 @@ def _row(program: ProgramPlan) -> str:
     )
 
 
+def _decoding(step: DecodeStep) -> str:
+    return (
+        f"a decode step of {step.tokens} tokens moves {step.bytes / 1e9:.3g} GB a chip; weights and caches once are "
+        f"{step.least_bytes / 1e9:.3g} GB, {step.least_bytes / step.bytes:.0%} of it. A token takes "
+        f"{step.flops / 1e9:.3g} GFLOP; two for each of its weights are {step.least_flops / 1e9:.3g}"
+    )
+
+
 def _program_json(program: ProgramPlan) -> dict[str, Any]:
     told: dict[str, Any] = {"phase": program.phase, "runs": program.runs, "total": program.total}
     cost, line = program.cost, program.roofline
@@ -88,6 +99,7 @@ def _program_json(program: ProgramPlan) -> dict[str, Any]:
         "collectives": dict(cost.collectives),
         "seconds": program.seconds,
         "bound": line.bound,
+        **({"decode_step": asdict(program.decoding)} if program.decoding else {}),
         "largest_buffers": [
             {"dims": list(x.dims), "dtype": x.dtype, "bytes": x.bytes, "made_by": x.op_name}
             for x in cost.buffers[:_BUFFERS_TOLD]

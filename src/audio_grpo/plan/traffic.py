@@ -3,7 +3,7 @@
 from collections import Counter
 
 from audio_grpo.plan.collectives import chain, collective_bytes, fused_collectives, nested_collectives
-from audio_grpo.plan.hlo import Computation, Instruction, Module
+from audio_grpo.plan.hlo import Array, Computation, Instruction, Module
 from audio_grpo.plan.loops import trip_count
 
 MEMORY = "memory"
@@ -11,6 +11,9 @@ MEMORY = "memory"
 
 _SLICES = {"dynamic-slice", "gather", "slice"}
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # position of the operand that is written
+
+_GROUPED_KERNEL = "jit(gmm)"
+"""Names megablox's grouped product in an op_name."""
 
 _MARKS = (
     "AllocateBuffer",
@@ -81,7 +84,17 @@ def _operand_read(module: Module, computation: Computation, instruction: Instruc
         return min(whole, instruction.arrays[-2 if instruction.opcode.endswith("-start") else 0].bytes)
     if place == 0 and opcode in _UPDATES:
         return 0
+    if instruction.opcode == "custom-call" and _GROUPED_KERNEL in instruction.op_name:
+        return _read_by_groups(computation, instruction, arrays[0], whole)
     return whole
+
+
+def _read_by_groups(computation: Computation, instruction: Instruction, operand: Array, whole: int) -> int:
+    """Of matrices, the kernel reads one for each group of rows; its second operand has the groups' first rows."""
+    if len(operand.dims) != 3:
+        return whole
+    (bounds,) = computation.instructions[instruction.operands[1]].arrays
+    return whole * min(operand.dims[0], bounds.dims[0] - 1) // operand.dims[0]
 
 
 def _parameter_read(module: Module, fused: Computation, place: int) -> int:

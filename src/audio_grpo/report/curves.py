@@ -14,12 +14,15 @@ from audio_grpo.training.evaluation_report import EvaluationReport
 from audio_grpo.training.json_lines import Record
 
 _TOPICS: dict[str, tuple[str, ...]] = {
-    "Reward": ("reward", "reward_std", "frac_reward_zero_std", "rewards/"),
-    "Transcription errors": ("wer", "cer", "substitutions", "deletions", "insertions", "errors/"),
-    "Policy": ("loss", "kl", "entropy", "grad_norm", "clip_ratio/", "learning_rate"),
+    "Reward": ("reward", "reward_std", "frac_reward_zero_std", "rewards/", "frac_reward_zero_std/"),
+    "Transcription errors": ("wer", "errors/", "answers/"),
+    "Policy": ("loss", "kl", "entropy", "grad_norm", "clip_ratio/", "learning_rate", "skipped_updates"),
+    "Gradient norms by part": ("grad_norm/",),
+    "Skipped updates by cause": ("skipped_updates/",),
     "Completions": ("completions/",),
     "Sampler and learner": ("sampling/",),
-    "Speed": ("step_time", "tokens_per_second", "num_tokens", "time/", "memory/"),
+    "Speed": ("step_time", "tokens_per_second", "num_tokens", "audio_seconds", "seconds/", "memory/"),
+    "Rollout": ("rollout/", "dynamic_sampling/", "clips/"),
 }
 """Topic to the metrics it shows, in this order; a name that ends in "/" stands for all that begin with it."""
 

@@ -31,6 +31,11 @@ class EditCounts:
         return self.hits + self.substitutions + self.deletions
 
     @property
+    def hypothesis_length(self) -> int:
+        """Units of the hypothesis."""
+        return self.hits + self.substitutions + self.insertions
+
+    @property
     def rate(self) -> float:
         """Errors per reference unit; against an empty reference, the number of inserted units."""
         return self.errors / max(1, self.reference_length)

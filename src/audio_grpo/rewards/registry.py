@@ -1,8 +1,9 @@
 """Reward functions by name, and the table of what a batch of completions earned.
 
-A reward function is called once for all completions, by keyword, as TRL calls it: `prompts`, `completions`,
-`completion_ids`, every column of the batch (one entry for each completion), `config` and, for MaxText's functions,
-`tmvp_config`. It must accept further keywords and returns one float for each completion.
+A reward function is called by keyword, as TRL calls it: `prompts`, `completions`, `completion_ids`, every column of the
+batch (one entry for each completion), `config` and, for MaxText's functions, `tmvp_config`. It must accept further
+keywords and returns one float for each completion. Training calls it with the completions of one prompt at a time, as
+soon as they are there, from a thread beside its own.
 """
 
 import importlib
@@ -86,6 +87,7 @@ def score_completions(
     completion_ids: Sequence[Sequence[Sequence[int]]],
     columns: Mapping[str, Sequence[Any]],
     config: Config,
+    must_be_finite: bool = True,
 ) -> RewardTable:
     """Calls each function once with all completions.
 
@@ -96,10 +98,11 @@ def score_completions(
         completion_ids: their token ids, stop tokens included.
         columns: the batch's further columns, B entries each, e.g. {"ground_truth_text": ["seven blue lamps", ...]}.
         config: passed on.
+        must_be_finite: whether NaN and infinity are refused; training skips the update that they would spoil.
 
     Raises:
-        UserError: two functions share a name, or one does not return a finite float for each completion. What a
-            function raises comes through, with a note that names it.
+        UserError: two functions share a name, or one does not return a float for each completion. What a function
+            raises comes through, with a note that names it.
     """
     names = tuple(function.name for function in functions)
     if len(set(names)) < len(names):
@@ -118,7 +121,7 @@ def score_completions(
         "config": config,
         "tmvp_config": config,
     }
-    values = np.array([_call(function, keywords) for function in functions], np.float32)
+    values = np.array([_call(function, keywords, must_be_finite) for function in functions], np.float32)
     return RewardTable(names=names, values=values.reshape(len(functions), len(prompts), generations))
 
 
@@ -128,7 +131,7 @@ def _repeated(name: str, column: Sequence[Any], rows: int, generations: int) -> 
     return [entry for entry in column for _ in range(generations)]
 
 
-def _call(reward: RewardFunction, keywords: Mapping[str, Any]) -> list[float]:
+def _call(reward: RewardFunction, keywords: Mapping[str, Any], must_be_finite: bool) -> list[float]:
     try:
         returned = reward.function(**keywords)
     except Exception as error:
@@ -143,15 +146,15 @@ def _call(reward: RewardFunction, keywords: Mapping[str, Any]) -> list[float]:
         raise UserError(
             f"The reward function {reward.name} returned {given} for {count} completions: return one float each"
         )
-    return [_finite(reward.name, row, value) for row, value in enumerate(returned)]
+    return [_number(reward.name, row, value, must_be_finite) for row, value in enumerate(returned)]
 
 
-def _finite(name: str, row: int, value: Any) -> float:
+def _number(name: str, row: int, value: Any, must_be_finite: bool) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+        number = None
+    if number is None or (must_be_finite and not math.isfinite(number)):
         raise UserError(f"The reward function {name} returned {value!r} for completion {row}: return a finite float")
     return number
 

@@ -85,7 +85,7 @@ class WorkloadShape:
 
 
 def workload_shape(settings: EngineSettings, parts: int, prompts: int, generations: int) -> WorkloadShape:
-    """Slots for the whole workload if they fit; rows for twice the prompts that fill the slots, for stragglers.
+    """Slots for the whole workload if they fit; rows for four times the prompts that fill the slots, for stragglers.
 
     All are counted for each part first: its prompts, its share of `max_slots`.
     """
@@ -95,7 +95,7 @@ def workload_shape(settings: EngineSettings, parts: int, prompts: int, generatio
     return WorkloadShape(
         parts=parts,
         slots=slots * parts,
-        rows=min(prompts, 2 * filling) * parts,
+        rows=min(prompts, 4 * filling) * parts,
         generations=generations,
         prefill=min(filling, -(-_PREFILL_PROMPTS // parts)) * parts,
     )

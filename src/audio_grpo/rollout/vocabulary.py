@@ -21,8 +21,9 @@ _BLOCKS = 32
 _TILE = 8
 _GROUP = 16
 """Tokens of a block that are summed together, where the block divides by so many."""
-_CACHED_LOGITS, _STORED_LOGITS = 2**19, 2**26
-"""Logits that a device makes at once, at most: on a CPU as many as stay in its cache, elsewhere as its memory holds."""
+_FEW_LOGITS, _STORED_LOGITS = 5 * 2**20, 2**26
+"""Logits that a device makes at once, at most: on a CPU as many as are faster so than by blocks that stay in its cache,
+elsewhere as its memory holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Vocabulary:
 
     def _steps(self, rows: int) -> int:
         """All blocks in one step where their logits are few enough, else one at a time."""
-        limit = _CACHED_LOGITS if self.place.platform == "cpu" else _STORED_LOGITS
+        limit = _FEW_LOGITS if self.place.platform == "cpu" else _STORED_LOGITS
         logits = math.prod(self.head.shape[1:4]) * rows // self.place.size("batch")
         return 1 if logits <= limit else self.head.shape[1]
 

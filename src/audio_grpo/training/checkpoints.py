@@ -73,7 +73,13 @@ class Checkpoints:
             ),
         )
         rest = read["training"]
-        state = TrainState(rest["step"], read["weights"], rest.get("master"), rest["optimizer"])
+        state = TrainState(
+            step=rest["step"],
+            skipped=rest["skipped"],
+            trainable=read["weights"],
+            master=rest.get("master"),
+            optimizer=rest["optimizer"],
+        )
         return Restored(state, json.dumps(read["data"]).encode())
 
 
@@ -102,5 +108,5 @@ def latest_weights(folder: epath.Path, shardings: Mapping[str, Any], dtype: Any)
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    rest = {"step": state.step, "optimizer": state.optimizer}
+    rest = {"step": state.step, "skipped": state.skipped, "optimizer": state.optimizer}
     return rest if state.master is None else {**rest, "master": state.master}

@@ -1,10 +1,9 @@
 """Corpus WER and CER of greedy transcriptions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from etils import epath
 from jaxtyping import Array
 
@@ -19,13 +18,12 @@ from audio_grpo.rollout import OfflineEngine, Sampling, engine_settings
 from audio_grpo.text import get_normalizer
 from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers
 from audio_grpo.training.batches import audio_of, place, prompts_of, reading_share
+from audio_grpo.training.durations import DURATIONS, duration_of
 from audio_grpo.training.evaluation_report import ErrorRates, EvaluationReport, Utterance
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import Session, create_session
 from audio_grpo.training.weights import run_weights
 
-_BUCKET_ENDS = (2, 5, 10, 20)
-"""Seconds."""
 _UTTERANCES_SHOWN = 20
 
 
@@ -94,7 +92,7 @@ class Evaluator:
             text_normalizer_version=normalizer.version,
             rates=_rates(heard),
             by_language=_grouped(heard, sorted({clip.language or "unknown" for clip in heard}), _language),
-            by_duration=_grouped(heard, [_bucket(seconds) for seconds in (0, *_BUCKET_ENDS)], _duration),
+            by_duration=_grouped(heard, DURATIONS, _duration),
             utterances=_best_and_worst(heard),
         )
 
@@ -130,16 +128,10 @@ def _language(clip: _Heard) -> str:
 
 
 def _duration(clip: _Heard) -> str:
-    return _bucket(clip.seconds)
+    return duration_of(clip.seconds)
 
 
-def _bucket(seconds: float) -> str:
-    index = int(np.searchsorted(_BUCKET_ENDS, seconds, side="right"))
-    ends = (0, *_BUCKET_ENDS)
-    return f"{ends[index]} s and more" if index == len(_BUCKET_ENDS) else f"{ends[index]}-{ends[index + 1]} s"
-
-
-def _grouped(clips: list[_Heard], names: list[str], name_of: Any) -> dict[str, ErrorRates]:
+def _grouped(clips: list[_Heard], names: Sequence[str], name_of: Any) -> dict[str, ErrorRates]:
     groups = {name: [clip for clip in clips if name_of(clip) == name] for name in names}
     return {name: _rates(group) for name, group in groups.items() if group}
 

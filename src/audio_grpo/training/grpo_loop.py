@@ -1,7 +1,7 @@
 """GRPO: sample, score, learn."""
 
 import sys
-import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,6 @@ from jaxtyping import Float32
 from audio_grpo.config import Config
 from audio_grpo.grpo import (
     Advantages,
-    LossAux,
     Rollout,
     advantage_settings,
     compute_advantages,
@@ -26,17 +25,18 @@ from audio_grpo.grpo.learner import Heard
 from audio_grpo.parallel.mesh import batch_sharding
 from audio_grpo.parallel.moving import moved
 from audio_grpo.parallel.processes import is_first
-from audio_grpo.rewards import EditCounts, RewardFunction, RewardTable, resolve_reward
+from audio_grpo.rewards import RewardFunction, RewardTable, resolve_reward
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import ScoredAnswer
 from audio_grpo.training.batches import audio_of, place, prompts_of
-from audio_grpo.training.judging import judge
-from audio_grpo.training.loop import StepResult, Trainer, create_trainer, run_phase, score, update
+from audio_grpo.training.dynamic_sampling import Filled, Groups, fill, teaching
+from audio_grpo.training.grpo_metrics import answer_metrics, length_metrics, reward_metrics
+from audio_grpo.training.judging import Judging
+from audio_grpo.training.loop import StepResult, Trainer, Update, create_trainer, run_phase, score, update
 from audio_grpo.training.run_folder import RunFolder
+from audio_grpo.training.stopwatch import Stopwatch
 from audio_grpo.training.telemetry import SampledCompletion
-from audio_grpo.types import GroupBatch
-
-_TIMED = ("weights", "rollout", "rewards", "learn")
+from audio_grpo.types import GroupBatch, RequestResult
 
 
 def setup_train_loop(config: Config) -> tuple[Trainer, OfflineEngine]:
@@ -100,53 +100,98 @@ def move_weights(trainer: Trainer, engine: OfflineEngine) -> None:
     engine.weights = jax.block_until_ready({**before, **sent})
 
 
-def sample(trainer: Trainer, engine: OfflineEngine, batch: dict[str, Any], step: int) -> Rollout:
-    """Sample G completions for each of the batch's clips from the engine's weights."""
+def sample(
+    trainer: Trainer,
+    engine: OfflineEngine,
+    batch: dict[str, Any],
+    step: int,
+    round_number: int = 0,
+    on_done: Callable[[int, RequestResult], None] | None = None,
+) -> Rollout:
+    """Sample G completions for each of the batch's clips from the engine's weights, telling which prompts are done."""
     config = trainer.session.config
     prompts = prompts_of(batch, config.prompt_column)
     audio = place((trainer.session.sampler or trainer.session).mesh, audio_of(batch))
-    return generate_offline_completions(engine, prompts, audio, batch["id"], seed=_step_seed(config.seed, step))
+    seed = _step_seed(config.seed, step, round_number)
+    return generate_offline_completions(engine, prompts, audio, batch["id"], seed=seed, on_done=on_done)
 
 
 def grpo_step(
     trainer: Trainer, engine: OfflineEngine, rewards: list[RewardFunction], batch: dict[str, Any], step: int
 ) -> StepResult:
     """Sample, score and learn from one batch."""
-    clock = [time.perf_counter()]
-    move_weights(trainer, engine)
-    clock.append(time.perf_counter())
+    config, watch = trainer.session.config, Stopwatch()
+    with watch("weights"):
+        move_weights(trainer, engine)
     heard_before = engine.hearing.clips
-    rollout = sample(trainer, engine, batch, step)
-    clock.append(time.perf_counter())
-    table, answers = judge(trainer.session, rewards, batch, rollout)
-    total = table.total(trainer.session.config.reward_weights)
-    advantages = compute_advantages(table.values, advantage_settings(trainer.session.config))
-    clock.append(time.perf_counter())
-    aux, norm = learn(trainer, batch, rollout, advantages.values)
-    clock.append(time.perf_counter())
-    seconds = np.diff(clock)
+    (batch, rollout, table, answers), of_sampling = sample_groups(trainer, engine, rewards, batch, step, watch)
+    with watch("rewards"):
+        total = table.total(config.reward_weights)
+        advantages = compute_advantages(table.values, advantage_settings(config))
+        of_answers = answer_metrics(answers, batch["ground_truth_text"])
+    with watch("learn"):
+        aux, of_update = learn(trainer, batch, rollout, advantages.values)
     metrics = {
-        "reward": float(total.mean()),
-        **_reward_metrics(table, advantages),
-        "wer": sum((answer.words for group in answers for answer in group), EditCounts()).rate,
-        **_length_metrics(rollout),
+        **reward_metrics(table, total, advantages, batch["audio_seconds"]),
+        **of_answers,
+        **length_metrics(rollout),
         **_rollout_metrics(engine),
         "rollout/clips_heard": float(engine.hearing.clips - heard_before),
+        **of_sampling,
         **aux.means(),
-        "grad_norm": norm,
-        "num_tokens": float(rollout.mask.sum() + batch[f"{trainer.session.config.prompt_column}_true_length"].sum()),
-        **{f"seconds/{name}": float(s) for name, s in zip(_TIMED, seconds, strict=True)},
+        **of_update,
+        **watch.metrics,
     }
     return StepResult(metrics, _shown_completions(trainer, batch, rollout, table, total, advantages, answers, step))
 
 
-def learn(
-    trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages: Float32[np.ndarray, "B G"]
-) -> tuple[LossAux, float]:
-    """`num_iterations` updates on one batch of completions; returns the last one's report and gradient norm."""
+def sample_groups(
+    trainer: Trainer,
+    engine: OfflineEngine,
+    rewards: list[RewardFunction],
+    batch: dict[str, Any],
+    step: int,
+    watch: Stopwatch,
+) -> Filled:
+    """A batch's completions and what they are worth, after as many rounds of dynamic sampling as it takes."""
+    config, work = trainer.session.config, {"num_tokens": 0.0, "audio_seconds": 0.0}
+
+    def sampled(batch: dict[str, Any], round_number: int) -> Groups:
+        with Judging(trainer.session, rewards, batch) as judging:
+            with watch("rollout"):
+                rollout = sample(trainer, engine, batch, step, round_number, judging.take)
+            with watch("rewards"):
+                groups = Groups(batch, rollout, *judging.result())
+                _note(trainer, groups)
+        work["num_tokens"] += float(rollout.mask.sum() + batch[f"{config.prompt_column}_true_length"].sum())
+        work["audio_seconds"] += float(batch["audio_seconds"].sum())
+        return groups
+
+    def sampled_further(round_number: int) -> Groups:
+        with watch("data"):
+            further = next(trainer.data)
+        return sampled(further, round_number)
+
+    first, most = sampled(batch, 0), config.dynamic_sampling_max_rounds
+    filled = fill(first, sampled_further, advantage_settings(config), most) if most else Filled(first, {})
+    return filled._replace(metrics={**filled.metrics, **work, **trainer.data.metrics})
+
+
+def _note(trainer: Trainer, groups: Groups) -> None:
+    """Remember how a round's clips did."""
+    config = trainer.session.config
+    means = groups.rewards.total(config.reward_weights).mean(axis=1)
+    rates = np.array([np.mean([answer.words.rate for answer in group]) for group in groups.answers])
+    trainer.data.note(groups.batch["id"], means, rates, teaching(groups, advantage_settings(config)))
+
+
+def learn(trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages: Float32[np.ndarray, "B G"]) -> Update:
+    """`num_iterations` updates on one batch of completions; returns what the last one told, and all skipped ones."""
     groups, heard = learner_batch(trainer, batch, rollout, advantages)
-    reports = [update(trainer, groups, heard) for _ in range(trainer.session.config.num_iterations)]
-    return reports[-1]
+    updates = [update(trainer, groups, heard) for _ in range(trainer.session.config.num_iterations)]
+    names = {name for told in updates for name in told.metrics if name.startswith("skipped_updates")}
+    skipped = {name: sum(told.metrics.get(name, 0.0) for told in updates) for name in sorted(names)}
+    return updates[-1]._replace(metrics=updates[-1].metrics | skipped)
 
 
 def learner_batch(
@@ -166,25 +211,14 @@ def learner_batch(
         sampler_log_probs=rollout.log_probs - rollout.log_kept * config.importance_sampling_correction,
     )
     # A tower that learns must hear within the update; a frozen one has heard already, perhaps on other devices.
-    frozen = config.freeze_audio_encoder_params
-    heard = moved(rollout.heard, batch_sharding(trainer.session.mesh)) if frozen else audio_of(batch)
+    learns = trainer.session.tower_learns
+    heard = audio_of(batch) if learns else moved(rollout.heard, batch_sharding(trainer.session.mesh))
     if trainer.reference is not None:
-        reference = score(trainer, trainer.reference, groups, heard)
+        reference = score(trainer, trainer.reference.weights, groups, heard)
         groups = groups._replace(reference_log_probs=reference)
     if config.num_iterations > 1:
         groups = groups._replace(old_log_probs=score(trainer, trainer.weights, groups, heard))
     return groups, heard
-
-
-def _reward_metrics(table: RewardTable, advantages: Advantages) -> dict[str, float]:
-    metrics = {
-        "reward_std": advantages.reward_std,
-        "frac_reward_zero_std": advantages.frac_reward_zero_std,
-    }
-    for name, values in zip(table.names, table.values, strict=True):
-        metrics[f"rewards/{name}/mean"] = float(values.mean())
-        metrics[f"rewards/{name}/std"] = float(values.std())
-    return metrics
 
 
 def _rollout_metrics(engine: OfflineEngine) -> dict[str, float]:
@@ -194,17 +228,6 @@ def _rollout_metrics(engine: OfflineEngine) -> dict[str, float]:
         "rollout/slots": float(stats.slots),
         "rollout/bursts": float(stats.bursts),
         "rollout/prompts_prefilled": float(stats.prompts),
-    }
-
-
-def _length_metrics(rollout: Rollout) -> dict[str, float]:
-    lengths = rollout.mask.sum(axis=2)
-    reasons = [reason for group in rollout.finish_reasons for reason in group]
-    return {
-        "completions/mean_length": float(lengths.mean()),
-        "completions/min_length": float(lengths.min()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": reasons.count("length") / len(reasons),
     }
 
 
@@ -242,6 +265,6 @@ def _shown_completions(
     return shown
 
 
-def _step_seed(seed: int, step: int) -> int:
-    """A seed for each step, so that a clip that comes again is not answered by the same draws."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def _step_seed(seed: int, step: int, round_number: int) -> int:
+    """A seed for each round of each step, so that a clip that comes again is not answered by the same draws."""
+    return int(np.random.SeedSequence([seed, step, round_number]).generate_state(1)[0])

@@ -1,15 +1,20 @@
-"""What sampled completions are worth: rewards and errors, each process judging its share of them."""
+"""What sampled completions are worth: rewards and errors.
 
-from typing import Any, NamedTuple
+Prompts are judged one by one as they are answered, in a thread beside the one that drives the device, so that the host
+works while the device samples. Each process judges its share of them.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Int
 
-from audio_grpo.grpo import Rollout
 from audio_grpo.parallel.processes import gather, share_out
 from audio_grpo.rewards import RewardFunction, RewardTable, score_completions
-from audio_grpo.training.answers import ScoredAnswer, decode_completions, score_answers, token_ids
+from audio_grpo.training.answers import ScoredAnswer, score_answers
 from audio_grpo.training.session import Session
+from audio_grpo.types import RequestResult
 
 _COLUMNS = ("ground_truth_text", "language", "id", "audio_seconds")
 """What reward functions are given of a batch."""
@@ -22,14 +27,54 @@ class Judgement(NamedTuple):
     answers: list[list[ScoredAnswer]]
 
 
-def judge(session: Session, functions: list[RewardFunction], batch: dict[str, Any], rollout: Rollout) -> Judgement:
-    """Judge a batch's completions, the same in all processes even where a reward function is not deterministic."""
-    rows = share_out(len(batch["id"]))
-    shares = gather(lambda: _judge_rows(session, functions, batch, rollout, rows) if len(rows) else None)
-    parts = [part for part in shares if part is not None]
-    values = np.concatenate([part.rewards.values for part in parts], axis=1)
-    table = RewardTable(names=parts[0].rewards.names, values=values)
-    return Judgement(table, [answers for part in parts for answers in part.answers])
+class Judging:
+    """Judges a batch's prompts while others are still being answered; use it in a `with`.
+
+    The result is the same in all processes even where a reward function is not deterministic.
+    """
+
+    def __init__(self, session: Session, functions: list[RewardFunction], batch: dict[str, Any]) -> None:
+        self._session, self._functions, self._batch = session, functions, batch
+        self._own = share_out(len(batch["id"])).tolist()
+        self._judged: dict[int, Future[Judgement]] = {}
+        # One thread: a reward function need not bear to be called twice at a time.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judging")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def take(self, prompt: int, result: RequestResult) -> None:
+        """Judge the completions of one of the batch's prompts, if it falls to this process."""
+        if prompt in self._own:
+            self._judged[prompt] = self._thread.submit(self._judge, prompt, result)
+
+    def result(self) -> Judgement:
+        """Of all prompts, once all of them were taken; an infinite reward counts as NaN.
+
+        Raises:
+            UserError: a reward function did not return a float for each completion. What it raises comes through.
+        """
+        shares = gather(lambda: [self._judged[prompt].result() for prompt in self._own])
+        parts = [part for share in shares for part in share]
+        values = np.concatenate([part.rewards.values for part in parts], axis=1)
+        finite = np.where(np.isfinite(values), values, np.float32(np.nan))
+        table = RewardTable(names=parts[0].rewards.names, values=finite)
+        return Judgement(table, [answers for part in parts for answers in part.answers])
+
+    def _judge(self, prompt: int, result: RequestResult) -> Judgement:
+        session, column = self._session, self._session.config.prompt_column
+        own = {name: [self._batch[name][prompt]] for name in (*_COLUMNS, column, f"{column}_true_length")}
+        ids = [completion.token_ids.tolist() for completion in result.completions]
+        texts = [session.tokenizer.decode(each, skip_special_tokens=True) for each in ids]
+        count = len(texts)
+        answers = score_answers(session, texts, own["ground_truth_text"] * count, own["language"] * count)
+        table = reward_table(session, self._functions, own, [texts], [ids], must_be_finite=False)
+        return Judgement(table, [answers])
 
 
 def reward_table(
@@ -38,6 +83,8 @@ def reward_table(
     batch: dict[str, Any],
     texts: list[list[str]],
     ids: list[list[list[int]]],
+    *,
+    must_be_finite: bool = True,
 ) -> RewardTable:
     """What each function pays for a batch's completions, given as texts and as token ids."""
     column = session.config.prompt_column
@@ -45,23 +92,11 @@ def reward_table(
     prompts = [session.tokenizer.decode(row[:length].tolist(), skip_special_tokens=True) for row, length in rows]
     columns = {name: list(batch[name]) for name in _COLUMNS}
     return score_completions(
-        functions, prompts=prompts, completions=texts, completion_ids=ids, columns=columns, config=session.config
+        functions,
+        prompts=prompts,
+        completions=texts,
+        completion_ids=ids,
+        columns=columns,
+        config=session.config,
+        must_be_finite=must_be_finite,
     )
-
-
-def _judge_rows(
-    session: Session,
-    functions: list[RewardFunction],
-    batch: dict[str, Any],
-    rollout: Rollout,
-    rows: Int[np.ndarray, "n"],
-) -> Judgement:
-    column = session.config.prompt_column
-    own = {name: [batch[name][row] for row in rows] for name in (*_COLUMNS, column, f"{column}_true_length")}
-    tokens, mask = rollout.tokens[rows], rollout.mask[rows]
-    texts = decode_completions(session, tokens, mask)
-    answers = [
-        score_answers(session, group, [reference] * len(group), [language] * len(group))
-        for group, reference, language in zip(texts, own["ground_truth_text"], own["language"], strict=True)
-    ]
-    return Judgement(reward_table(session, functions, own, texts, token_ids(tokens, mask)), answers)

@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from audio_grpo.config import Config, to_yaml
-from audio_grpo.data import AudioDataIterator, create_audio_data_iterator
+from audio_grpo.data import create_audio_data_iterator
 from audio_grpo.data.pipeline import prompts_per_step
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import Learner, TrainState
@@ -21,11 +20,13 @@ from audio_grpo.parallel.processes import gather, host_value, is_first, start_pr
 from audio_grpo.rollout.hearing import Hearing
 from audio_grpo.training.batches import check_divides, join_parts, place_parts, reading_share
 from audio_grpo.training.checkpoints import Checkpoints
+from audio_grpo.training.curriculum import Curriculum
 from audio_grpo.training.evaluate import Evaluator
 from audio_grpo.training.journal import Journal
-from audio_grpo.training.memory import check_fits
+from audio_grpo.training.memory import check_fits, peak_memory
 from audio_grpo.training.optimizer import learning_rate_schedule
 from audio_grpo.training.programs import create_learner
+from audio_grpo.training.reference import Reference, take_reference
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import Session, create_grpo_session, create_session
 from audio_grpo.training.telemetry import Phase, SampledCompletion
@@ -43,10 +44,10 @@ class Trainer:
     hearing: Hearing
     frozen: dict[str, Array]
     """Weights that training leaves as they are."""
-    reference: dict[str, Array] | None
-    """All weights that the policy departed from, for the KL; None where beta is 0 or the phase has none."""
+    reference: Reference | None
+    """For the KL; None where beta is 0 or the phase has none."""
     state: TrainState
-    data: AudioDataIterator
+    data: Curriculum
 
     @property
     def weights(self) -> dict[str, Array]:
@@ -73,11 +74,9 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
     gather(lambda: check_fits(session, phase, with_reference=with_reference))
     shown = -(-config.log_completions // config.num_generations) if phase == "grpo" else 0
     share = reading_share(session.mesh, prompts_per_step(config, session.mesh.size), samples=shown)
-    data = create_audio_data_iterator(config, session.mesh, share)
+    data = Curriculum(create_audio_data_iterator(config, session.mesh, share), config)
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
-    # The state's buffers are donated at every update, the reference's never: it needs arrays of its own.
-    own = jax.tree.map(lambda x: x.copy(), trainable) if with_reference else trainable
     learner = create_learner(session, phase, loss_fn, temperature=temperature)
     return Trainer(
         session=session,
@@ -85,8 +84,8 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
         learner=learner,
         hearing=Hearing(session.spec, session.mesh, session.clip_store),
         frozen={key: weights[key] for key in weights if key not in session.trainable},
-        reference=weights if with_reference else None,
-        state=learner.start(own),
+        reference=take_reference(session, weights) if with_reference else None,
+        state=learner.start(trainable),
         data=data,
     )
 
@@ -104,17 +103,48 @@ def _check_samplers_divide(session: Session) -> None:
         )
 
 
-def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[Any, float]:
-    """One optimizer step on a whole batch; returns what the loss reports and the gradient's norm."""
+class Update(NamedTuple):
+    """What one update told."""
+
+    aux: Any
+    """What the loss reports."""
+    metrics: dict[str, float]
+    """The gradient's norm, that of each part of the model, and whether the update was skipped and why."""
+
+
+def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> Update:
+    """One optimizer step on a whole batch, which a NaN or an infinity anywhere in it skips.
+
+    Raises:
+        FloatingPointError: more than `max_skipped_updates` were skipped one after another.
+    """
     total, aux = gradients(trainer, batch, heard)
-    trainer.state, norm = trainer.learner.apply(trainer.state, total)
-    loss = float(aux.loss)
-    if not (np.isfinite(loss) and np.isfinite(float(norm))):
+    # In the order in which one spoils the next.
+    checked = {"sampler_log_probs": batch.sampler_log_probs, "rewards": batch.advantages, "loss": aux.loss}
+    present = {name: value for name, value in checked.items() if value is not None}
+    trainer.state, report = trainer.learner.update(trainer.state, total, present)
+    cause = next((name for name in (*present, "grad_norm") if not report.finite[name]), None)
+    metrics = {
+        "grad_norm": float(report.norm),
+        **{f"grad_norm/{part}": float(norm) for part, norm in report.norms.items()},
+        "skipped_updates": float(cause is not None),
+    }
+    if cause is None:
+        return Update(aux, metrics)
+    _check_skipped(trainer, cause, float(aux.loss), metrics["grad_norm"])
+    return Update(aux, {**metrics, f"skipped_updates/{cause}": 1.0})
+
+
+def _check_skipped(trainer: Trainer, cause: str, loss: float, norm: float) -> None:
+    """Raise FloatingPointError where too many updates were skipped."""
+    skipped, most = int(trainer.state.skipped), trainer.session.config.max_skipped_updates
+    if skipped > most:
         raise FloatingPointError(
-            f"Update {int(trainer.state.step)} has loss {loss} and gradient norm {float(norm)}: lower learning_rate or "
-            "look at the batch's rewards; the last checkpoint is from before it."
+            f"Update {int(trainer.state.step) + 1} has loss {loss} and gradient norm {norm}: lower learning_rate or "
+            "look at the batch's rewards; the last checkpoint is from before it. It is number "
+            f"{skipped} in a row to be skipped for a NaN or an infinity, here in {cause}, and max_skipped_updates is "
+            f"{most}."
         )
-    return aux, float(norm)
 
 
 def gradients(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[dict[str, Array], Any]:
@@ -124,12 +154,22 @@ def gradients(trainer: Trainer, batch: GroupBatch, heard: Any) -> tuple[dict[str
     parts' gradients just add up.
     """
     total, aux = None, None
-    for part, part_heard in split(trainer, (batch, heard)):
-        part_gradients, part_aux = trainer.learner.gradients(trainer.state.trainable, trainer.frozen, part, part_heard)
+    for number, (part, part_heard) in enumerate(split(trainer, (batch, heard))):
+        part_gradients, part_aux = trainer.learner.gradients(
+            trainer.state.trainable, trainer.frozen, part, part_heard, _dropout_seed(trainer, number)
+        )
         total = part_gradients if total is None else trainer.learner.add(total, part_gradients)
         aux = part_aux if aux is None else aux.merge(part_aux)
     assert total is not None and aux is not None
     return total, aux
+
+
+def _dropout_seed(trainer: Trainer, part: int) -> np.uint32 | None:
+    """Another for each part of each update, the same where a run goes on from a checkpoint; None without dropout."""
+    if not trainer.session.config.lora_dropout:
+        return None
+    counts = [trainer.session.config.seed, int(trainer.state.step), int(trainer.state.skipped), part]
+    return np.random.SeedSequence(counts).generate_state(1)[0]
 
 
 def score(trainer: Trainer, weights: dict[str, Array], batch: GroupBatch, heard: Any) -> np.ndarray:
@@ -201,9 +241,10 @@ def _timed(trainer: Trainer, train_step: Callable[..., StepResult], step: int) -
     seconds = time.perf_counter() - started
     timing = {
         "step_time": seconds,
-        "seconds/data": waited,
+        "seconds/data": waited + result.metrics.get("seconds/data", 0.0),
+        **peak_memory(trainer.session.mesh.local_devices),
         "tokens_per_second": result.metrics["num_tokens"] / seconds,
-        "audio_seconds_per_second": float(batch["audio_seconds"].sum()) / seconds,
+        "audio_seconds_per_second": result.metrics["audio_seconds"] / seconds,
         "learning_rate": float(np.asarray(learning_rate_schedule(trainer.session.config)(step - 1))),
     }
     return replace(result, metrics={**result.metrics, **timing})

@@ -2,6 +2,9 @@
 
 import math
 import os
+import resource
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,18 @@ def host_memory() -> int:
     return min([total, *(int(text) for text in texts if text.isdigit())])
 
 
+def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
+    """The most that this process has taken since it began, in GiB, as a metric: the fullest of its devices.
+
+    Devices that do not tell, such as CPUs, are left out; without any, it is the host's resident memory.
+    """
+    peaks = [stats["peak_bytes_in_use"] for device in devices if (stats := device.memory_stats())]
+    if peaks:
+        return {"memory/device_peak_gib": max(peaks) / GIB}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory/host_peak_gib": peak * (1 if sys.platform == "darwin" else 1024) / GIB}
+
+
 def check_fits(session: Session, phase: Phase, *, with_reference: bool) -> None:
     """Refuse a run that a device's memory can not hold, before a weight is read.
 
@@ -92,6 +107,7 @@ def _check(session: Session, needed: dict[str, int], memory: int) -> None:
         raise UserError(
             f"{session.config.model_name} does not fit: each of {session.mesh.size} devices would hold {told} GiB, but "
             f"has {memory / GIB:.1f} GiB. `audio-grpo plan` tells what would; lora_rank=16 trains adapters only, "
-            "grpo_beta=0 keeps no reference, a smaller per_device_batch_size with more gradient_accumulation_steps "
-            "takes less for each batch, and more devices share out the rest."
+            "mu_dtype=bfloat16 and nu_dtype=bfloat16 halve the moments, reference_offload=true keeps the reference in "
+            "the host's memory and grpo_beta=0 keeps none, a smaller per_device_batch_size with more "
+            "gradient_accumulation_steps takes less for each batch, and more devices share out the rest."
         )

@@ -1,5 +1,7 @@
 """AdamW with warm-up, decay and clipping."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -23,13 +25,33 @@ def learning_rate_schedule(config: Config) -> optax.Schedule:
 def create_optimizer(config: Config, updates_per_step: int = 1) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101) on gradients clipped by their global norm; the updates of one step share its rate."""
     schedule = learning_rate_schedule(config)
-    adamw = optax.adamw(
-        lambda update: schedule(jnp.asarray(update) // updates_per_step),
-        b1=config.adam_b1,
-        b2=config.adam_b2,
-        eps=config.adam_eps,
-        weight_decay=config.adam_weight_decay,
+    adam = optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps)
+    adamw = optax.chain(
+        _with_moments_in(adam, jnp.dtype(config.mu_dtype), jnp.dtype(config.nu_dtype)),
+        optax.add_decayed_weights(config.adam_weight_decay),
+        optax.scale_by_learning_rate(lambda update: schedule(jnp.asarray(update) // updates_per_step)),
     )
     if config.gradient_clipping_threshold == 0:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.gradient_clipping_threshold), adamw)
+
+
+def _with_moments_in(
+    adam: optax.GradientTransformation, mu_dtype: jnp.dtype, nu_dtype: jnp.dtype
+) -> optax.GradientTransformation:
+    """Adam whose moments are computed in float32 and kept in formats of their own between updates."""
+
+    def cast(state: Any, mu: jnp.dtype, nu: jnp.dtype) -> Any:
+        return state._replace(mu=optax.tree.cast(state.mu, mu), nu=optax.tree.cast(state.nu, nu))
+
+    def init(params: optax.Params) -> optax.OptState:
+        return cast(adam.init(params), mu_dtype, nu_dtype)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        precise = jnp.dtype(jnp.float32)
+        updates, new = adam.update(updates, cast(state, precise, precise), params)
+        return updates, cast(new, mu_dtype, nu_dtype)
+
+    return optax.GradientTransformation(init, update)

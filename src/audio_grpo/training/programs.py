@@ -38,6 +38,7 @@ def create_learner(session: Session, phase: Phase, loss_fn: Any, *, temperature:
         audio_pad=session.special.audio_pad,
         temperature=temperature,
         chunk_size=config.logits_chunk_size,
+        lora_dropout=config.lora_dropout,
         shardings=_state_shardings(session, optimizer),
     )
 
@@ -129,7 +130,7 @@ class Resident:
     optimizer: Abstract
     """Moments, and the master copy of weights that are stored in a narrower format."""
     reference: Abstract
-    """The reference's copy of what learns; none where beta is 0."""
+    """The reference's copy of what learns; none where beta is 0, or where it lies on the host."""
     gradients: Abstract
     """Of a batch: there from the first backward pass to the update."""
 
@@ -140,7 +141,7 @@ def resident(session: Session) -> Resident:
     learner = create_learner(session, "grpo", _loss(session), temperature=1.0)
     trainable = {key: value for key, value in weights.items() if key in session.trainable}
     state = learner.abstract_state(trainable)
-    reference = trainable if session.config.grpo_beta > 0 else {}
+    reference = {} if session.config.reference_offload else _reference(session)
     return Resident(weights, state._replace(trainable={}), reference, _gradients(trainable))
 
 
@@ -205,25 +206,26 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
     count = work.prompts // work.parts
     groups = _groups(session, work, count)
     routed = _routed_share(session, count * work.generations * work.completion_length)
-    hears = not config.freeze_audio_encoder_params
-    heard = _audio(session, work, count) if hears else _heard(session, work, count)
+    heard = _audio(session, work, count) if session.tower_learns else _heard(session, work, count)
     scored = (config.grpo_beta > 0) + (config.num_iterations > 1)
     if scored:
         yield Program(
             phase="scoring",
             session=session,
             program=learner.score_program,
-            arguments=(weights, groups, heard),
+            arguments=({**weights, **_reference(session)}, groups, heard),
             runs=work.parts * scored,
             routed_share=routed,
             inputs=(groups, heard),
+            beside=_reference(session) if config.reference_offload else (),
         )
     gradients = _gradients(trainable)
+    seed = _everywhere(session, (), jnp.uint32) if config.lora_dropout else None
     yield Program(
         phase="gradients",
         session=session,
         program=learner.gradients_program,
-        arguments=(trainable, frozen, groups, heard),
+        arguments=(trainable, frozen, groups, heard, seed),
         runs=work.parts * config.num_iterations,
         routed_share=routed,
         inputs=(groups, heard),
@@ -233,10 +235,29 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
         phase="update",
         session=session,
         program=learner.apply_program,
-        arguments=(learner.abstract_state(trainable), gradients),
+        arguments=(learner.abstract_state(trainable), gradients, _checked(session, work)),
         runs=config.num_iterations,
         inputs=gradients,
     )
+
+
+def _checked(session: Session, work: Workload) -> dict[str, Abstract]:
+    """What a NaN is looked for in before an update."""
+    tokens = (work.prompts, work.generations, work.completion_length)
+    shapes = {"sampler_log_probs": tokens, "rewards": tokens[:2], "loss": ()}
+    return {name: _everywhere(session, shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def _reference(session: Session) -> dict[str, jax.ShapeDtypeStruct]:
+    """Its copy of what learns. Fresh adapters need none, but whether they are is known once weights are read."""
+    if session.config.grpo_beta == 0:
+        return {}
+    weights, dtype = session.abstract_weights, session.reference_dtype
+    return {
+        key: jax.ShapeDtypeStruct(weights[key].shape, dtype, sharding=weights[key].sharding)
+        for key in weights
+        if key in session.trainable
+    }
 
 
 def _routed_share(session: Session, tokens: int) -> float:

@@ -1,6 +1,6 @@
 """What every verb that runs the model stands on: mesh, sizes, weight table, tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from audio_grpo.config import Config
 from audio_grpo.errors import UserError
-from audio_grpo.model.lora import lora_table
+from audio_grpo.model.audio_tower import PREFIX
+from audio_grpo.model.lora import A, lora_table
 from audio_grpo.model.spec import ThinkerSpec, resolve_dtype, thinker_spec
 from audio_grpo.model.table import Table, sharding_of
 from audio_grpo.model.thinker import thinker_table
@@ -21,6 +22,7 @@ from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.parallel.roles import create_roles
 from audio_grpo.rollout.clip_store import ClipStore
 from audio_grpo.text import ReasoningTags, Tokenizer, load_tokenizer
+from audio_grpo.training.freezing import frozen_weights
 from audio_grpo.types import SpecialTokens
 
 
@@ -51,6 +53,12 @@ class Session:
         return jnp.dtype(resolve_dtype(self.config.weight_dtype, self.mesh))
 
     @property
+    def reference_dtype(self) -> jnp.dtype:
+        """Of the reference's own weights."""
+        given = self.config.reference_weight_dtype
+        return self.weight_dtype if given is None else jnp.dtype(given)
+
+    @property
     def shardings(self) -> dict[str, NamedSharding]:
         """Sharding of every weight."""
         return {key: sharding_of(self.mesh, key, weight) for key, weight in self.table.items()}
@@ -69,19 +77,21 @@ class Session:
         """The configured tags around reasoning and answer."""
         return ReasoningTags.from_config(self.config)
 
-    @property
+    @cached_property
     def trainable(self) -> frozenset[str]:
         """Keys of the weights that training changes: the adapters, or all that is not frozen."""
-        if self.adapters:
-            return frozenset(self.adapters)
-        frozen = ("audio_tower.",) if self.config.freeze_audio_encoder_params else ()
-        return frozenset(key for key in self.table if not key.startswith(frozen))
+        return frozenset(self.adapters or self.base.keys() - frozen_weights(self.config, self.base))
+
+    @property
+    def tower_learns(self) -> bool:
+        """Whether any weight of the audio tower changes, so that clips must be heard within each update."""
+        return any(key.startswith(PREFIX) for key in self.trainable)
 
     @cached_property
     def clip_store(self) -> ClipStore | None:
         """Where audio embeddings are kept; None where the tower learns, or several processes share the clips."""
         config = self.config
-        if not config.freeze_audio_encoder_params or not config.audio_store_gib or jax.process_count() > 1:
+        if self.tower_learns or not config.audio_store_gib or jax.process_count() > 1:
             return None
         folder = None if config.audio_store_path is None else Path(config.audio_store_path).expanduser()
         return ClipStore(int(config.audio_store_gib * (1 << 30)), folder)
@@ -132,16 +142,18 @@ def _session(config: Config, mesh: Mesh) -> Session:
     tokenizer = load_tokenizer(config.tokenizer_path)
     special = tokenizer.special_tokens(config.decoder_block, config.vocab_size)
     base = thinker_table(spec)
-    return Session(config, mesh, spec, base, _adapters(config, base), tokenizer, special)
+    frozen = frozen_weights(config, base)
+    return Session(config, mesh, spec, base, _adapters(config, base, frozen), tokenizer, special)
 
 
-def _adapters(config: Config, base: Table) -> Table:
+def _adapters(config: Config, base: Table, frozen: Mapping[str, str]) -> Table:
     if not config.lora_rank:
         return {}
     adapters = lora_table(base, rank=config.lora_rank, targets=config.lora_target_modules)
-    if config.freeze_audio_encoder_params and any(key.startswith("audio_tower.") for key in adapters):
-        raise UserError(
-            f"lora_target_modules {config.lora_target_modules} adapts the audio tower, but freeze_audio_encoder_params "
-            "freezes it: change one of the two."
-        )
+    for adapted, key in frozen.items():
+        if adapted.replace(".weight", A) in adapters:
+            raise UserError(
+                f"lora_target_modules {config.lora_target_modules} adapts {adapted}, but {key} freezes it: change one "
+                "of the two."
+            )
     return adapters

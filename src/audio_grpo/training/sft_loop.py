@@ -47,14 +47,15 @@ def sft_step(trainer: Trainer, batch: dict[str, Any], _step: int) -> StepResult:
     session = trainer.session
     groups = target_groups(session, batch)
     heard: Any = audio_of(batch)
-    if session.config.freeze_audio_encoder_params:
+    if not session.tower_learns:
         heard = trainer.hearing(trainer.frozen, place(session.mesh, heard))
-    aux, norm = update(trainer, groups, heard)
+    aux, told = update(trainer, groups, heard)
     tokens = float(aux.tokens)
     metrics = {
         "loss": float(aux.loss),
         "entropy": float(aux.entropy) / tokens,
-        "grad_norm": norm,
+        **told,
+        "audio_seconds": float(batch["audio_seconds"].sum()),
         "num_tokens": tokens + float(groups.prompts.true_length.sum()),
     }
     return StepResult(metrics)

@@ -1,5 +1,6 @@
 """Checks of the audio's way into the model and of its gradients' way back."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ from audio_grpo.audio import log_mel
 from audio_grpo.grpo import Learner, grpo_loss_fn, loss_settings
 from audio_grpo.grpo.learner import Heard
 from audio_grpo.model.audio_tower import PREFIX
+from audio_grpo.model.lora import A
 from audio_grpo.training.batches import audio_of
+from audio_grpo.training.freezing import frozen_weights
 from audio_grpo.training.loop import Trainer, gradients, score
 from audio_grpo.training.optimizer import create_optimizer
 from audio_grpo.training.sft_loop import target_groups
@@ -21,8 +24,9 @@ from audio_grpo.types import GroupBatch
 _AUDIBLE = 1e-4
 """A model that does not hear gives exactly the same numbers, in any precision: one program computes both."""
 _FURTHER_TOKENS = 8
-_SHIFTED_KEYS = "self_attn.k_proj.bias"
-"""Moves all of a query's attention scores alike, which softmax does not see: its gradient is rounding, possibly 0."""
+_MAY_BE_ZERO = ("self_attn.k_proj.bias", A)
+"""The bias moves all of a query's attention scores alike, which softmax does not see: its gradient is rounding,
+possibly 0. That of an adapter's A is 0 while its B is."""
 
 
 def audio_is_heard(trainer: Trainer, batch: dict[str, Any]) -> Finding:
@@ -57,15 +61,18 @@ def tower_learns_only_if_configured(trainer: Trainer, groups: GroupBatch, heard:
     """The run takes no gradient for a frozen audio tower, and one for each tensor of a tower that learns."""
     taken, _ = gradients(trainer, groups, heard)
     of_tower = {key: value for key, value in taken.items() if key.startswith(PREFIX)}
-    if not trainer.session.config.freeze_audio_encoder_params:
-        return _all_non_zero(trainer, of_tower, "the tower is not frozen")
-    norms = _norms(of_tower)
-    measured = f"no gradient is taken for the frozen tower, but for {len(taken)} tensors of the decoder"
-    if norms:
-        measured = (
-            f"gradients are taken for {len(norms)} tensors of the frozen tower, of norm {span([*norms.values()])}"
+    session = trainer.session
+    learning = session.adapters or session.base.keys() - frozen_weights(session.config, session.base).keys()
+    asked = [key for key in learning if key.startswith(PREFIX)]
+    wrong = _norms({key: value for key, value in of_tower.items() if key not in asked})
+    if wrong:
+        return Finding(
+            False,
+            f"gradients are taken for {len(wrong)} frozen tensors of the tower, of norm {span([*wrong.values()])}",
         )
-    return Finding(not norms, measured)
+    if asked:
+        return _all_non_zero(asked, of_tower, "of the tower's tensors that are not frozen")
+    return Finding(True, f"no gradient is taken for the frozen tower, but for {len(taken)} tensors of the decoder")
 
 
 def tower_can_learn(trainer: Trainer, batch: dict[str, Any], groups: GroupBatch) -> Finding:
@@ -79,7 +86,7 @@ def tower_can_learn(trainer: Trainer, batch: dict[str, Any], groups: GroupBatch)
         frozen={key: value for key, value in weights.items() if key not in tower},
     )
     taken, _ = gradients(unfrozen, groups, audio_of(batch))
-    return _all_non_zero(trainer, taken, "made trainable for one batch")
+    return _all_non_zero(tower, taken, "of the tower's tensors, made trainable for one batch")
 
 
 def _largest_change(trainer: Trainer, batch: dict[str, Any], changed: dict[str, Any]) -> Float[np.ndarray, "B"]:
@@ -104,11 +111,10 @@ def _unsharded_learner(trainer: Trainer) -> Learner:
     )
 
 
-def _all_non_zero(trainer: Trainer, of_tower: dict[str, Array], state: str) -> Finding:
+def _all_non_zero(asked: Collection[str], of_tower: dict[str, Array], state: str) -> Finding:
     norms = _norms(of_tower)
-    asked = [key for key in trainer.session.table if key.startswith(PREFIX)]
-    silent = [key for key in asked if not 0 < norms.get(key, 0) < np.inf and not key.endswith(_SHIFTED_KEYS)]
-    measured = f"{state}, {len(asked) - len(silent)} of its {len(asked)} tensors have gradients"
+    silent = [key for key in asked if not 0 < norms.get(key, 0) < np.inf and not key.endswith(_MAY_BE_ZERO)]
+    measured = f"{state}, {len(asked) - len(silent)} of {len(asked)} have gradients"
     if norms:
         measured += f", of norm {span([*norms.values()])}"
     return Finding(not silent, f"{measured}; zero or not finite: {', '.join(silent)}" if silent else measured)

@@ -59,9 +59,9 @@ def practise(
         if not advantages.any():
             advantages = made_up_advantages(*advantages.shape)
             practice = practice._replace(made_up=practice.made_up + 1)
-        aux, norm = learn(trainer, step_batch, step_rollout, advantages)
+        aux, told = learn(trainer, step_batch, step_rollout, advantages)
         practice.losses.append(float(aux.loss))
-        practice.gradient_norms.append(norm)
+        practice.gradient_norms.append(told["grad_norm"])
     return practice
 
 
