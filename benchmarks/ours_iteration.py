@@ -76,8 +76,8 @@ class Iteration:
 
     def _update(self, batch: GroupBatch) -> float:
         gradients, _ = self._learner.gradients(self._state.trainable, self._frozen, batch, self._rollout.heard)
-        self._state, norm = jax.block_until_ready(self._learner.apply(self._state, gradients))
-        return float(norm)
+        self._state, report = jax.block_until_ready(self._learner.update(self._state, gradients, {}))
+        return float(report.norm)
 
 
 def _start(work: Mapping[str, Any]) -> Mapping[str, Job]:

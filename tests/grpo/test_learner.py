@@ -110,8 +110,8 @@ def test_any_split_of_a_batch_gives_the_same_update(learner, weights, batch, hea
     results = []
     for parts in ((PROMPTS,), sizes):
         gradients, aux = accumulated(learner, trainable, frozen, batch, heard, parts)
-        state, norm = learner.apply(init_train_state(copied(trainable), learner._optimizer), gradients)
-        results.append((gradients, aux, norm, state.trainable))
+        state, report = learner.update(init_train_state(copied(trainable), learner._optimizer), gradients, {})
+        results.append((gradients, aux, report.norm, state.trainable))
     for key, value in results[0][0].items():
         np.testing.assert_allclose(value, results[1][0][key], atol=1e-5 * np.abs(value).max(), err_msg=key)
         # Adam divides by the gradient's size, so entries that are nearly 0 may step anywhere within the rate.
@@ -169,10 +169,10 @@ def test_small_updates_of_bfloat16_weights_are_not_lost_in_rounding():
     """One step of 10⁻⁴ is a fortieth of what bfloat16 resolves at 1; a hundred of them are 0.01."""
     learner, gradients = learner_of(optax.sgd(1e-4)), {NORM: jnp.ones(3)}
     state = init_train_state({NORM: jnp.ones(3, jnp.bfloat16)}, learner._optimizer)
-    state, _ = learner.apply(state, gradients)
+    state, _ = learner.update(state, gradients, {})
     assert (state.trainable[NORM] == 1).all()
     for _ in range(99):
-        state, _ = learner.apply(state, gradients)
+        state, _ = learner.update(state, gradients, {})
     assert state.trainable[NORM].dtype == jnp.bfloat16
     np.testing.assert_allclose(state.master[NORM], 0.99, rtol=1e-5)
     np.testing.assert_array_equal(state.trainable[NORM], jnp.bfloat16(0.99))
@@ -191,8 +191,8 @@ def test_float32_weights_need_no_master_copy():
 def test_the_norm_told_is_that_before_clipping():
     learner = learner_of(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)))
     state = init_train_state({NORM: jnp.zeros(1), HEAD: jnp.zeros(1)}, learner._optimizer)
-    state, norm = learner.apply(state, {NORM: jnp.asarray([3.0]), HEAD: jnp.asarray([4.0])})
-    assert norm == 5
+    state, report = learner.update(state, {NORM: jnp.asarray([3.0]), HEAD: jnp.asarray([4.0])}, {})
+    assert report.norm == 5
     np.testing.assert_allclose([state.trainable[NORM][0], state.trainable[HEAD][0]], [-0.6, -0.8], rtol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_norms_are_told_by_part_of_the_model(learner, weights, batch, heard):
 def some_state(learner, dtype=jnp.float32):
     """A state that one update has changed."""
     state = init_train_state({NORM: jnp.ones(3, dtype), HEAD: jnp.ones(2, dtype)}, learner._optimizer)
-    state, _ = learner.apply(state, some_gradients())
+    state, _ = learner.update(state, some_gradients(), {})
     return state
 
 
@@ -229,7 +229,7 @@ def test_a_gradient_with_a_nan_or_an_infinity_changes_neither_weights_nor_moment
         jax.tree.map(np.testing.assert_array_equal, state._replace(skipped=0), before._replace(skipped=0))
         assert state.skipped == skipped
     after, _ = learner.update(state, some_gradients(), {"loss": jnp.float32(1)})
-    unspoiled, _ = learner.apply(some_state(learner, dtype), some_gradients())
+    unspoiled, _ = learner.update(some_state(learner, dtype), some_gradients(), {})
     jax.tree.map(np.testing.assert_array_equal, after, unspoiled)
     assert (after.step, after.skipped) == (2, 0)
 

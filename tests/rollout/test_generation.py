@@ -110,7 +110,7 @@ def test_what_listening_raises_reaches_the_caller(engine):
     from audio_grpo.types import PromptBatch
 
     with pytest.raises(FileNotFoundError, match=r"clip\.wav"):
-        engine.generate(PromptBatch(prompts, np.asarray([5], np.int32)), listen, ["x"])
+        list(engine.start(PromptBatch(prompts, np.asarray([5], np.int32)), listen, ["x"]))
 
 
 def test_nothing_is_compiled_again_for_other_requests_of_the_same_number(engine):

@@ -213,7 +213,8 @@ def test_an_engine_that_returns_nothing_fails_in_the_lines_that_need_completions
     none = np.zeros(0, np.float32)
     nothing = Completion(token_ids=np.zeros(0, np.int32), logprobs=none, log_kept=none, finish_reason="length")
     engine = copy.copy(built.engine)
-    engine.generate = lambda *inputs, **_: [RequestResult(id=i, completions=(nothing,) * 3) for i in inputs[2]]
+    results = [RequestResult(id=str(i), completions=(nothing,) * 3) for i in range(4)]
+    engine.start = lambda *_, **__: enumerate(results)
     checks = checklist(trainer, engine, WER)
     assert {"completions are not empty", "sampler and learner agree"} <= failed(checks)
     assert measured(checks, "completions are not empty").startswith("12 completions of 0 to 0 tokens")

@@ -114,11 +114,6 @@ class Learner:
         """Sum of two parts' gradients."""
         return self.add_program(a, b)
 
-    def apply(self, state: TrainState, gradients: dict[str, Array]) -> tuple[TrainState, Float[Array, ""]]:
-        """`update` by gradients that nothing but themselves is checked for; returns state and norm."""
-        state, report = self.update(state, gradients, {})
-        return state, report.norm
-
     def update(
         self, state: TrainState, gradients: dict[str, Array], checked: Mapping[str, Float[Any, "..."]]
     ) -> tuple[TrainState, UpdateReport]:

@@ -102,6 +102,8 @@ def _parameter_read(module: Module, fused: Computation, place: int) -> int:
     waiting, total = [fused.parameters[place].name], 0
     while waiting:
         name = waiting.pop()
+        if name == fused.root.name:  # handed on under another name
+            total += sum(array.bytes for array in fused.root.arrays)
         for user in fused.users(name):
             if user.opcode in ("bitcast", "reshape"):
                 waiting.append(user.name)

@@ -122,21 +122,6 @@ class OfflineEngine:
         """Audio embeddings of B clips."""
         return self.hearing(self.weights, audio)
 
-    def generate(
-        self,
-        prompts: PromptBatch,
-        listen: Listen,
-        ids: Sequence[str],
-        *,
-        generations: int | None = None,
-        seed: int | None = None,
-    ) -> list[RequestResult]:
-        """Answer padded prompts whose audio embeddings come from `listen`; results in the prompts' order."""
-        if not ids:
-            return []
-        results = dict(self.start(prompts, listen, ids, generations=generations, seed=seed))
-        return [results[i] for i in range(len(ids))]
-
     def start(
         self,
         prompts: PromptBatch,
