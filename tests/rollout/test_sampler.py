@@ -214,7 +214,7 @@ def test_a_row_is_drawn_alike_alone_and_among_many(sampling):
 
 
 def test_no_array_spans_slots_and_vocabulary():
-    rows, vocab, width = 64, 32 * 512, 8
+    rows, vocab, width = 64, 32 * 4096, 8
     shapes = [(rows, width), (vocab, width), (1, vocab), (rows, 2)]
     args = [jax.ShapeDtypeStruct(shape, bool if shape[0] == 1 else jnp.float32) for shape in shapes]
     compiled = jax.jit(lambda *args: draw(Sampling(), *args, HERE)).lower(*args).compile()
@@ -247,7 +247,7 @@ def test_a_repetition_penalty_without_seen_tokens_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("vocab", "blocks", "members"), [(152064, 32, 16), (151936, 32, 4), (192, 32, 2), (77, 1, 1), (256, 32, 8)]
+    ("vocab", "blocks", "members"), [(152064, 32, 16), (151936, 16, 8), (192, 8, 8), (77, 1, 1), (256, 32, 8)]
 )
 def test_vocabularies_are_cut_into_equal_blocks_and_groups(vocab, blocks, members):
     vocabulary = cut_vocabulary(jnp.zeros((vocab, 1)), HERE)

@@ -66,6 +66,8 @@ def hear(
     A is that of F frames, rounded up to whole chunks. Clips are packed into rows, and rows without any are left out:
     it costs what there is to hear, whatever F.
     """
+    if audio.features.shape[2] == 0:
+        return jnp.zeros((audio.features.shape[0], 0, spec.output), dtype)
     parts, clips = place.size("batch"), audio.features.shape[0] // place.size("batch")
     features = jnp.pad(audio.features, ((0, 0), (0, 0), (0, -audio.features.shape[2] % spec.chunk_frames)))
     count = features.shape[2] // spec.chunk_frames
