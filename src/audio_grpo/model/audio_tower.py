@@ -66,9 +66,9 @@ def hear(
     A is that of F frames, rounded up to whole chunks. Clips are packed into rows, and rows without any are left out:
     it costs what there is to hear, whatever F.
     """
-    if audio.features.shape[2] == 0:
-        return jnp.zeros((audio.features.shape[0], 0, spec.output), dtype)
-    parts, clips = place.size("batch"), audio.features.shape[0] // place.size("batch")
+    devices = place.size("batch")
+    parts = devices if audio.features.shape[0] % devices == 0 else 1
+    clips = audio.features.shape[0] // parts
     features = jnp.pad(audio.features, ((0, 0), (0, 0), (0, -audio.features.shape[2] % spec.chunk_frames)))
     count = features.shape[2] // spec.chunk_frames
     chunks = features.reshape(parts, clips, spec.mel_bins, count, -1).transpose(0, 1, 3, 2, 4)
