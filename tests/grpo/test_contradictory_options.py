@@ -50,7 +50,8 @@ def test_contradictions_are_refused(overrides, sentence):
     ],
 )
 def test_what_goes_together_is_taken(overrides):
-    initialize([RECIPE, *overrides])
+    taken, plain = initialize([RECIPE, *overrides]).model_dump(), initialize([RECIPE]).model_dump()
+    assert {key for key in plain if taken[key] != plain[key]} == {override.split("=")[0] for override in overrides}
 
 
 def test_every_option_reaches_the_loss_and_the_advantages():

@@ -1,5 +1,4 @@
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,7 @@ from audio_grpo.plan.flops import Counting, program_flops
 from audio_grpo.plan.hlo import parse_module
 from audio_grpo.plan.topology import compile_ahead, parse_topology, topology_devices
 from audio_grpo.plan.traffic import MEMORY, program_traffic
-
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+from tpu_compiler import needs_libtpu
 
 
 def flops(function, *shapes, platform="cpu", **settings):

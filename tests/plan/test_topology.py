@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from audio_grpo.errors import UserError
 from audio_grpo.plan.chips import GIB, TPU_CHIPS, local_chip
 from audio_grpo.plan.topology import compile_ahead, parse_topology, topology_devices, topology_names
-
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+from tpu_compiler import needs_libtpu
 
 
 def compiled_scan(devices, layers=3, width=256):
