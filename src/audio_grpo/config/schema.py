@@ -8,16 +8,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from audio_grpo.config.agreements import agreements
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Parallelism = Annotated[int, Field(ge=-1)]
-_MESH_AXES = ("data", "fsdp", "tensor", "expert")
 """Devices along one mesh axis; −1 takes all devices that the other axes leave."""
-
-_LARGEST_BFLOAT16_DECAY = 0.996
-"""A moving average in bfloat16 is rounded by up to 1/256 of itself, and must fall by more than that."""
-
 DTypeName = Literal["auto", "float32", "bfloat16"]
 DecoderBlock = Literal["qwen3_omni", "qwen3_asr"]
 Template = Literal["reasoning", "transcript", "qwen3-asr"]
@@ -427,155 +424,7 @@ class Config(
 
     @model_validator(mode="after")
     def _values_agree(self) -> Self:
-        problems = [message for holds, message in self._agreements() if not holds]
+        problems = [message for holds, message in agreements(self) if not holds]
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-    def _grpo_agreements(self) -> list[tuple[bool, str]]:
-        """Those of the loss and the advantages."""
-        clips = self.loss_type not in ("cispo", "sapo")
-        upper = 1 + (self.grpo_epsilon if self.epsilon_high is None else self.epsilon_high)
-        clip_min, clip_max = self.importance_sampling_clip_min, self.importance_sampling_clip_max
-        separate = self.multi_objective_aggregation == "normalize_then_sum"
-        overlong = "soft_overlong_punishment_reward" in self.reward_functions
-        return [
-            (
-                self.loss_type != "cispo" or (self.epsilon_high or 0) >= 1,
-                f"loss_type cispo takes epsilon_high for the largest ratio itself, which is {self.epsilon_high}: give "
-                "1 or more, for example 5.0",
-            ),
-            (
-                self.loss_type != "sapo" or self.epsilon_high is None,
-                f"epsilon_high {self.epsilon_high} has nothing to clip with loss_type sapo: leave it out, or change "
-                "sapo_temperature_pos and sapo_temperature_neg",
-            ),
-            (
-                self.delta is None or clips,
-                f"delta {self.delta} has nothing to cap with loss_type {self.loss_type}: leave it out, or take grpo, "
-                "bnpo, dapo or dr_grpo",
-            ),
-            (
-                self.delta is None or not clips or self.delta > upper,
-                f"delta {self.delta} is not above {upper:g}, where the ratio is clipped: make it larger",
-            ),
-            (
-                clip_min is None or clip_max is None or clip_min < clip_max,
-                f"importance_sampling_clip_min {clip_min} is not below importance_sampling_clip_max {clip_max}",
-            ),
-            (
-                not self.importance_sampling_correction or (clip_min, clip_max) != (None, None),
-                "importance_sampling_correction needs importance_sampling_clip_max or importance_sampling_clip_min: "
-                "both are null",
-            ),
-            (
-                not separate or self.scale_rewards == "group",
-                f"scale_rewards {self.scale_rewards} contradicts multi_objective_aggregation normalize_then_sum, which "
-                "scales each reward by its group's deviation: leave it at group",
-            ),
-            (
-                not (separate and self.use_leave_one_out_baseline),
-                "use_leave_one_out_baseline has no effect with multi_objective_aggregation normalize_then_sum, which "
-                "scales advantages in the end: leave one of them out",
-            ),
-            (
-                overlong == (self.soft_punish_cache > 0),
-                f"soft_punish_cache {self.soft_punish_cache} and reward_functions "
-                f"{'with' if overlong else 'without'} soft_overlong_punishment_reward: give both or neither",
-            ),
-            (
-                self.soft_punish_cache <= max(self.max_completion_length, 1),
-                f"soft_punish_cache {self.soft_punish_cache} exceeds the {self.max_completion_length} tokens that "
-                "max_target_length leaves a completion: make it smaller",
-            ),
-        ]
-
-    def _agreements(self) -> list[tuple[bool, str]]:
-        """Each pair is (holds, sentence that names the keys, their values and the remedy)."""
-        free_axes = {
-            network: [key for axis in _MESH_AXES if getattr(self, key := f"{network}_{axis}_parallelism") == -1]
-            for network in ("ici", "dcn")
-        }
-        tags = (
-            self.reasoning_start_token,
-            self.reasoning_end_token,
-            self.solution_start_token,
-            self.solution_end_token,
-        )
-        return [
-            (
-                self.max_prefill_predict_length < self.max_target_length,
-                f"max_prefill_predict_length {self.max_prefill_predict_length} leaves no room for a completion in "
-                f"max_target_length {self.max_target_length}: make max_target_length larger",
-            ),
-            (
-                self.min_completion_length < max(self.max_completion_length, 1),
-                f"min_completion_length {self.min_completion_length} leaves no room for a stop token in the "
-                f"{self.max_completion_length} tokens that max_target_length leaves a completion: make it smaller",
-            ),
-            (
-                self.lora_dropout == 0 or self.lora_rank > 0,
-                f"lora_dropout {self.lora_dropout} has no adapters to act on: set lora_rank too, or leave it out",
-            ),
-            (
-                self.num_query_heads % self.num_kv_heads == 0,
-                f"num_query_heads {self.num_query_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
-            ),
-            (
-                self.num_experts == 0 or self.num_experts_per_tok <= self.num_experts,
-                f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}",
-            ),
-            (
-                self.output_dim_for_audio in (None, self.emb_dim),
-                f"output_dim_for_audio {self.output_dim_for_audio} must equal emb_dim {self.emb_dim}: audio embeddings "
-                "take the place of token embeddings",
-            ),
-            (
-                not (self.use_grpo and self.num_generations == 1),
-                "num_generations 1 gives every completion the advantage 0: GRPO needs at least 2",
-            ),
-            (
-                not (self.use_grpo and self.decode_sampling_strategy == "greedy"),
-                "decode_sampling_strategy greedy makes all completions of a prompt alike: GRPO needs weighted",
-            ),
-            (
-                self.reward_weights is None or len(self.reward_weights) == len(self.reward_functions),
-                f"reward_weights has {len(self.reward_weights or [])} entries for {len(self.reward_functions)} "
-                "reward_functions: give one for each",
-            ),
-            (
-                self.inference_replicas == 1 or self.inference_devices_per_replica is not None,
-                f"inference_replicas {self.inference_replicas} needs inference_devices_per_replica: give the number of "
-                "devices that share one replica's weights",
-            ),
-            (
-                self.audio_min_seconds <= self.audio_max_seconds,
-                f"audio_min_seconds {self.audio_min_seconds} exceeds audio_max_seconds {self.audio_max_seconds}",
-            ),
-            *(
-                (len(free) <= 1, f"{', '.join(free)} are all -1: only one can take the devices that are left")
-                for free in free_axes.values()
-            ),
-            (
-                len(set(tags)) == len(tags),
-                f"reasoning_start_token, reasoning_end_token, solution_start_token and solution_end_token are {tags}: "
-                "make them four different texts",
-            ),
-            (
-                len(self.train_data_columns) > 0,
-                "train_data_columns is empty: name the prompt column, for example 'ar'",
-            ),
-            *(
-                (
-                    dtype == "float32" or decay <= _LARGEST_BFLOAT16_DECAY,
-                    f"{moment}_dtype bfloat16 keeps 8 binary digits, in which an average that moves by "
-                    f"1 - {key} = {1 - decay:g} of itself never falls: set {key} to {_LARGEST_BFLOAT16_DECAY} or less, "
-                    f"or {moment}_dtype to float32",
-                )
-                for moment, dtype, key, decay in (
-                    ("mu", self.mu_dtype, "adam_b1", self.adam_b1),
-                    ("nu", self.nu_dtype, "adam_b2", self.adam_b2),
-                )
-            ),
-            *self._grpo_agreements(),
-        ]
