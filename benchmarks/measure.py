@@ -17,6 +17,12 @@ PEER = ROOT / ".parity" / "bin" / "python"
 SKEWED = {"tokens": 128}
 """With a mean of 32."""
 
+COMPILED = ("reference", "qwen3-asr-0.6b v4-2")
+"""Models whose programs' memory is asked for: the reference work's thinker here, or a preset and a TPU."""
+
+SMALL_VOCAB = 128
+"""Of programs whose memory is that of all but the vocabulary."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -137,9 +143,16 @@ def _learned(setting: Setting, work: Work) -> dict[str, Any]:
         ours = stack.enter_context(Side(OURS, "ours_iteration.py", **given))
         peer = stack.enter_context(Side(PEER, "peer_iteration.py", **given, folder=setting.model))
         first = [side.ask("iterate", seed=0) for side in (ours, peer)]
+        _check_alike(first, "gradient_norm", 1e-3)
         rounds = [[side.ask("learn") for side in (ours, peer)] for _ in range(setting.runs)]
     told = [_learning(first[side], [answers[side] for answers in rounds]) for side in (0, 1)]
     return {**given, "ours": told[0], "peer": told[1], "ratio": told[1]["seconds"] / told[0]["seconds"]}
+
+
+def _check_alike(answers: list[dict[str, Any]], name: str, tolerance: float) -> None:
+    ours, peer = (answer[name] for answer in answers)
+    if abs(ours / peer - 1) > tolerance:
+        raise RuntimeError(f"The sides do not do the same work: {name} is {ours:.6g} of ours, {peer:.6g} of the peer.")
 
 
 def _learning(first: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -151,10 +164,51 @@ def _learning(first: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str,
     }
 
 
+def iteration(setting: Setting) -> dict[str, Any]:
+    """Whole iterations on prompts of text, against TRL's own trainer."""
+    decoder = f"{setting.model}-decoder"
+    with Side(PEER, "peer.py") as peer:
+        peer.ask("publish_decoder", folder=setting.model, out=decoder)
+    given = {"work": asdict(setting.work.as_text)}
+    with ExitStack() as stack:
+        ours = stack.enter_context(Side(OURS, "ours_iteration.py", **given))
+        first = [_iterated(ours, 0)]
+        trl = stack.enter_context(Side(PEER, "peer_trl.py", **given, folder=decoder, steps=1 + setting.runs))
+        first += [trl.ask("step")]
+        _check_alike(first, "entropy", 1e-2)  # of their own samples
+        rounds = [(_iterated(ours, seed), trl.ask("step")) for seed in range(1, setting.runs + 1)]
+    told = [_iterations(first[side], [answers[side] for answers in rounds]) for side in (0, 1)]
+    return {**given, "ours": told[0], "peer": told[1], "ratio": told[1]["seconds"] / told[0]["seconds"]}
+
+
+def _iterated(ours: Side, seed: int) -> dict[str, Any]:
+    told = ours.ask("iterate", seed=seed, rewarded=True)
+    return {**told, "peak": told["peaks"]["update"]}
+
+
+def _iterations(first: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds, peak = median(answer["seconds"] for answer in answers), max(x["peak"] for x in (first, *answers))
+    return {"seconds": seconds, "peak": peak, "first": first, "runs": answers}
+
+
+def memory(setting: Setting) -> dict[str, list[dict[str, Any]]]:
+    """Temporaries of the learner's programs over completion tokens, with the models' vocabularies and a small one."""
+    works = [replace(setting.work, prompts=max(1, setting.work.prompts * n // 4)) for n in (1, 4, 16, 64)]
+    with Side(OURS, "ours_compiled.py") as ours:
+
+        def case(model: str, work: Work) -> dict[str, Any]:
+            asked = {"model": model, "work": asdict(work)}
+            return {**ours.ask("temporaries", **asked), "small": ours.ask("temporaries", **asked, vocab=SMALL_VOCAB)}
+
+        return {model: [case(model, work) for work in works] for model in COMPILED}
+
+
 SECTIONS: dict[str, Callable[[Setting], Any]] = {
     "rollouts": rollouts,
     "decode step": decode_step,
     "slots": slots,
     "scaling": scaling,
     "learner": learner,
+    "iteration": iteration,
+    "memory": memory,
 }

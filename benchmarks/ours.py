@@ -23,19 +23,20 @@ from audio_grpo.types import SpecialTokens
 
 
 def config_of(work: Work, **changes: Any) -> Config:
-    """Settings as a user has them, but for the work's sizes."""
-    return Config.model_validate(
-        {
-            **SIZES,
-            "max_prefill_predict_length": work.prompt_tokens,
-            "max_target_length": work.prompt_tokens + work.tokens,
-            "num_generations": work.generations,
-            "decode_sampling_temperature": TEMPERATURE,
-            "max_slots": work.slots,
-            "use_grpo": work.generations > 1,
-            **changes,
-        }
-    )
+    """Settings as a user has them, but for the sizes of the reference work's thinker and of the work."""
+    return Config.model_validate({**SIZES, **settings_of(work), **changes})
+
+
+def settings_of(work: Work) -> dict[str, Any]:
+    """A work's own part of a configuration."""
+    return {
+        "max_prefill_predict_length": work.prompt_tokens,
+        "max_target_length": work.prompt_tokens + work.tokens,
+        "num_generations": work.generations,
+        "decode_sampling_temperature": TEMPERATURE,
+        "max_slots": work.slots,
+        "use_grpo": work.generations > 1,
+    }
 
 
 def special_of(work: Work) -> SpecialTokens:

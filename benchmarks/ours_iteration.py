@@ -1,5 +1,6 @@
 """Our side of a whole GRPO iteration: rollout, reference scoring and policy update of one workload."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -7,11 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int32
 from ours import config_of, random_weights, special_of
-from reference_work import Work, answers, requests
+from reference_work import Work, answers, requests, rewards
 from worker import Job, peak_bytes, serve, timed
 
-from audio_grpo.grpo import LossSettings, Rollout, generate_offline_completions, grpo_loss_fn, token_weights
+from audio_grpo.grpo import (
+    LossSettings,
+    Rollout,
+    generate_offline_completions,
+    group_advantages,
+    grpo_loss_fn,
+    token_weights,
+)
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.programs import create_learner
 from audio_grpo.training.session import create_session
@@ -22,7 +31,8 @@ class Iteration:
     """A policy, its reference, its optimizer and one batch."""
 
     def __init__(self, work: Work) -> None:
-        config, special = config_of(work, warmup_steps_fraction=0.0), special_of(work)
+        config = config_of(work, warmup_steps_fraction=0.0, freeze_router_params=False)
+        special = special_of(work)
         self._session = replace(create_session(config), special=special)
         settings = LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)
         loss = partial(grpo_loss_fn, settings=settings)
@@ -40,29 +50,39 @@ class Iteration:
         self._audio = AudioBatch(features, np.full(len(asked), features.shape[2], np.int32))
         self._answers = answers(work)
 
-    def iterate(self, seed: int) -> dict[str, Any]:
-        """A whole iteration, each phase until its results are there; what was sampled makes place for given answers."""
-        peaks = {"start": peak_bytes()}
+    def iterate(self, seed: int, rewarded: bool = False) -> dict[str, Any]:
+        """A whole iteration, each phase until its results are there.
+
+        What was sampled is what is learned from where it is `rewarded`; otherwise it makes place for given answers.
+        """
+        peaks, started = {"start": peak_bytes()}, time.perf_counter()
         self._engine.weights = {**self._frozen, **self._state.trainable}
         seconds, self._rollout = timed(partial(self._sampled, seed))
         self._engine.weights = {}  # the update takes the policy's buffers for its results
         peaks["rollout"] = peak_bytes()
-        learned = self.learn()
-        return {"rollout": seconds, **learned, "peaks": {**peaks, **learned["peaks"]}}
+        learned = self._learned(*self._rewarded()) if rewarded else self.learn()
+        told = {"seconds": time.perf_counter() - started, "rollout": seconds, **learned}
+        return {**told, "peaks": {**peaks, **learned["peaks"]}}
 
     def learn(self) -> dict[str, Any]:
-        """Reference scoring and policy update on the newest rollout's clips."""
-        scoring_seconds, batch = timed(self._scored)
-        peaks = {"scoring": peak_bytes()}
-        update_seconds, norm = timed(partial(self._update, batch))
-        peaks["update"] = peak_bytes()
-        return {"scoring": scoring_seconds, "update": update_seconds, "gradient_norm": norm, "peaks": peaks}
+        """Reference scoring and policy update of given answers to the newest rollout's clips."""
+        return self._learned(*self._answers)
 
     def _sampled(self, seed: int) -> Rollout:
         return generate_offline_completions(self._engine, self._prompts, self._audio, self._ids, seed=seed)
 
-    def _scored(self) -> GroupBatch:
-        tokens, advantages = self._answers
+    def _rewarded(self) -> tuple[Int32[np.ndarray, "B G C"], Float32[np.ndarray, "B G"]]:
+        tokens = self._rollout.tokens
+        return tokens, group_advantages(rewards(tokens).astype(np.float32)).values
+
+    def _learned(self, tokens: Int32[np.ndarray, "B G C"], advantages: Float32[np.ndarray, "B G"]) -> dict[str, Any]:
+        scoring_seconds, batch = timed(partial(self._scored, tokens, advantages))
+        peaks = {"scoring": peak_bytes()}
+        update_seconds, told = timed(partial(self._update, batch))
+        peaks["update"] = peak_bytes()
+        return {"scoring": scoring_seconds, "update": update_seconds, **told, "peaks": peaks}
+
+    def _scored(self, tokens: Int32[np.ndarray, "B G C"], advantages: Float32[np.ndarray, "B G"]) -> GroupBatch:
         mask = np.ones(tokens.shape, bool)
         batch = GroupBatch(
             prompts=self._prompts,
@@ -74,10 +94,10 @@ class Iteration:
         scores = self._learner.score(self._reference, batch, self._rollout.heard)
         return batch._replace(reference_log_probs=np.asarray(scores.log_probs))
 
-    def _update(self, batch: GroupBatch) -> float:
-        gradients, _ = self._learner.gradients(self._state.trainable, self._frozen, batch, self._rollout.heard)
+    def _update(self, batch: GroupBatch) -> dict[str, float]:
+        gradients, aux = self._learner.gradients(self._state.trainable, self._frozen, batch, self._rollout.heard)
         self._state, report = jax.block_until_ready(self._learner.update(self._state, gradients, {}))
-        return float(report.norm)
+        return {"gradient_norm": float(report.norm), "entropy": aux.means()["entropy"]}
 
 
 def _start(work: Mapping[str, Any]) -> Mapping[str, Job]:

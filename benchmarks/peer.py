@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from reference_work import FAMILY, TEMPERATURE, VOCAB, Work, requests, wanted_tokens
-from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3OmniMoeThinkerForConditionalGeneration
 from worker import Job, serve, timed
 
 from audio_grpo.text import family_special_tokens
@@ -63,13 +64,29 @@ def generate(model: Any, inputs: Mapping[str, torch.Tensor], work: Work) -> torc
     return output[:, inputs["input_ids"].shape[1] :]
 
 
+def publish_decoder(folder: str, out: str) -> dict[str, Any]:
+    """Write the thinker's decoder as a causal language model, which is what trainers of text take."""
+    thinker = load(folder)
+    sizes = {key: value for key, value in thinker.config.text_config.to_dict().items() if key != "model_type"}
+    rotary = {
+        "rope_type": "default",
+        "rope_theta": sizes["rope_parameters"]["rope_theta"],
+    }  # one position for each token
+    endless = {"eos_token_id": None, "pad_token_id": None}
+    decoder = Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**sizes, "rope_parameters": rotary, **endless}))
+    decoder.model.load_state_dict(thinker.model.language_model.state_dict())
+    decoder.lm_head.load_state_dict(thinker.lm_head.state_dict())
+    decoder.save_pretrained(out)
+    return {}
+
+
 def versions() -> dict[str, Any]:
     """Of what this side stands on."""
-    return {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "trl": version("trl")}
 
 
 def _start() -> Mapping[str, Job]:
-    return {"rollout": rollout, "versions": versions}
+    return {"rollout": rollout, "publish_decoder": publish_decoder, "versions": versions}
 
 
 if __name__ == "__main__":

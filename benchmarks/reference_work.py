@@ -1,10 +1,10 @@
 """The reference work of the benchmarks: a random thinker with the true vocabulary, prompts of true proportions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float, Float32, Int, Int32
 
 FAMILY = "qwen3_omni"
 VOCAB = 152064
@@ -63,6 +63,11 @@ class Work:
         return self.audio_tokens + self.text_tokens
 
     @property
+    def as_text(self) -> "Work":
+        """The same with prompts of as many tokens, all of text: nothing is heard."""
+        return replace(self, seconds=0.0, text_tokens=self.prompt_tokens)
+
+    @property
     def completions(self) -> int:
         """Of the whole work."""
         return self.prompts * self.generations
@@ -102,6 +107,11 @@ def answers(work: Work) -> tuple[Int32[np.ndarray, "B G C"], Float32[np.ndarray,
     shape = (work.prompts, work.generations)
     tokens = rng.integers(1000, 100_000, (*shape, work.tokens)).astype(np.int32)
     return tokens, rng.normal(size=shape).astype(np.float32)
+
+
+def rewards(tokens: Int[np.ndarray, "*B C"]) -> Float[np.ndarray, "*B"]:
+    """Share of even tokens in each completion: costs nothing, and hardly two of a group have the same."""
+    return (tokens % 2 == 0).mean(axis=-1)
 
 
 def wanted_tokens(sampled: Int[np.ndarray, "B*G C"], work: Work) -> int:

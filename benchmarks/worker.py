@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,14 +46,32 @@ class Side:
         return json.loads(answer)
 
 
+class Talk:
+    """A side's own end: what it starts with, the jobs that it is asked, its answers."""
+
+    def __init__(self) -> None:
+        """Takes standard output for the answers."""
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what libraries print is no answer
+        self.arguments: dict[str, Any] = json.loads(sys.argv[1])
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and arguments of jobs, each once it is asked for, until there are no more."""
+        for line in sys.stdin:
+            task = json.loads(line)
+            yield task["job"], task["arguments"]
+
+    def answer(self, told: dict[str, Any]) -> None:
+        """Answer the newest job."""
+        print(json.dumps(told), file=self._answers, flush=True)
+
+
 def serve(start: Callable[..., Mapping[str, Job]]) -> None:
     """Build the side from its arguments, then answer jobs until there are no more."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    jobs = start(**json.loads(sys.argv[1]))
-    for line in sys.stdin:
-        task = json.loads(line)
-        print(json.dumps(jobs[task["job"]](**task["arguments"])), file=answers, flush=True)
+    talk = Talk()
+    jobs = start(**talk.arguments)
+    for job, arguments in talk:
+        talk.answer(jobs[job](**arguments))
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

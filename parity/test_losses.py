@@ -63,6 +63,7 @@ CHOICES: list[list[dict[str, Any]]] = [
         {"multi_objective_aggregation": "normalize_then_sum"},
     ],
     [{}, {"reward_weights": [0.5, 2.0]}],
+    [{}, {"entropy_coef": 0.2}],
 ]
 
 
@@ -131,13 +132,14 @@ def _ours(numbers: Numbers, options: dict[str, Any]) -> Step:
         old_log_probs=_groups(numbers.old) if config.num_iterations > 1 else None,
         reference_log_probs=_groups(numbers.reference) if config.grpo_beta > 0 else None,
         sampler_log_probs=_groups(numbers.sampler),
+        entropy_weights=token_weights(mask, "dapo") if config.entropy_coef > 0 else None,
     )
     loss_and_gradient = jax.value_and_grad(
-        lambda policy: grpo_loss_fn(TokenScores(policy, _groups(numbers.entropy)), batch, loss_settings(config)),
-        has_aux=True,
+        lambda scores: grpo_loss_fn(scores, batch, loss_settings(config)), has_aux=True
     )
-    (loss, aux), gradient = loss_and_gradient(_groups(numbers.policy))
-    return Step(float(loss), np.asarray(gradient).reshape(-1, LENGTH), advantages.reshape(-1), aux.means())
+    (loss, aux), gradient = loss_and_gradient(TokenScores(_groups(numbers.policy), _groups(numbers.entropy)))
+    gradients = (np.asarray(each).reshape(-1, LENGTH) for each in (gradient.log_probs, gradient.entropy))
+    return Step(float(loss), *gradients, advantages.reshape(-1), aux.means())
 
 
 def _groups(values: np.ndarray) -> jax.Array:
@@ -165,12 +167,14 @@ def test_losses_and_gradients_are_the_same(loss_type: str, level: str, agree: Ag
         _same(agree, "advantages", ours.advantages, theirs.advantages)
         _same(agree, f"loss of {loss_type}", ours.loss, theirs.loss, scale=1.0)
         _same(agree, f"gradient of {loss_type}", ours.gradient, theirs.gradient)
+        _same(agree, "gradient of the entropy bonus", ours.entropy_gradient, theirs.entropy_gradient)
         if not combination.get("mask_truncated_completions"):  # TRL counts sequences without tokens in some means
             _same_metrics(agree, ours.metrics, theirs.metrics)
 
 
 def _same_metrics(agree: Agree, ours: dict[str, float], theirs: dict[str, float]) -> None:
-    of_loss = {name: value for name, value in theirs.items() if not name.startswith(("reward", "frac_reward"))}
+    others = ("reward", "frac_reward", "entropy_coef")  # the last is a constant of the configuration here
+    of_loss = {name: value for name, value in theirs.items() if not name.startswith(others)}
     assert {"entropy"} <= of_loss.keys() <= ours.keys()
     for name, value in of_loss.items():
         _same(agree, "metrics", ours[name], value)

@@ -47,6 +47,8 @@ class Step:
     loss: float
     gradient: np.ndarray
     """With respect to the policy's log-probabilities, [N, C]."""
+    entropy_gradient: np.ndarray
+    """With respect to the entropy, [N, C]."""
     advantages: np.ndarray
     """Of each completion, [N]."""
     metrics: dict[str, float]
@@ -56,22 +58,24 @@ def grpo(numbers: Numbers, **options: Any) -> Step:
     """A step of `GRPOTrainer` under options of `GRPOConfig`."""
     args = GRPOConfig(**_sizes(numbers), **options)
     trainer = _without_model(GRPOTrainer, args, numbers)
-    policy = torch.tensor(numbers.policy, dtype=torch.float64, requires_grad=True)
+    policy, entropy = (
+        torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (numbers.policy, numbers.entropy)
+    )
     longest = numbers.lengths.max()
-    old, reference, entropy = (torch.tensor(x[:, :longest]) for x in (numbers.old, numbers.reference, numbers.entropy))
+    old, reference = (torch.tensor(x[:, :longest]) for x in (numbers.old, numbers.reference))
 
     def scores(model: Any, *_: Any, compute_entropy: bool = False, **__: Any) -> tuple[Any, Any, None]:
         if compute_entropy:
-            return policy[:, :longest], entropy, None
+            return policy[:, :longest], entropy[:, :longest], None
         return (reference if model is trainer.ref_model else old), None, None
 
     trainer._generate = lambda prompts: _sampled(numbers, prompts)
     trainer._get_per_token_logps_and_entropies = scores
     batch = trainer._generate_and_score_completions([{"prompt": "hear"}] * len(numbers.lengths))
     loss = trainer._compute_loss(trainer.model, batch)
-    (gradient,) = torch.autograd.grad(loss, policy)
+    gradients = torch.autograd.grad(loss, (policy, entropy), allow_unused=True, materialize_grads=True)
     metrics = {name: values[0] for name, values in trainer._metrics["train"].items()}
-    return Step(loss.item(), gradient.numpy(), batch["advantages"].numpy(), metrics)
+    return Step(loss.item(), *(each.numpy() for each in gradients), batch["advantages"].numpy(), metrics)
 
 
 def rloo_advantages(numbers: Numbers) -> np.ndarray:
@@ -117,7 +121,7 @@ def _without_model(kind: type[Any], args: Any, numbers: Numbers) -> Any:
         tools=None,
         chat_template_kwargs={},
         aux_loss_enabled=False,
-        _entropy_bonus_enabled=False,
+        _entropy_bonus_enabled=getattr(args, "entropy_coef", 0.0) != 0,
         _is_vlm=False,
         _metrics={"train": defaultdict(list)},
         _logs=defaultdict(list, rewards=defaultdict(list), extra=defaultdict(list)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 FinishReason = Literal["stop", "length"]
 
@@ -79,6 +79,8 @@ class Completion:
     this is the log-probability of the draw itself."""
     finish_reason: FinishReason
     """"stop": a stop token came; "length": the budget of tokens was used up first."""
+    routes: Int[np.ndarray, "C Lk"] | None = None
+    """Experts that each token went to, as `Routes` has them, where the engine keeps them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,8 @@ class RequestResult:
     """Empty where the request failed."""
     error: str | None = None
     """Why it failed."""
+    prompt_routes: Int[np.ndarray, "T Lk"] | None = None
+    """Those of the prompt's tokens."""
 
 
 class AudioBatch(NamedTuple):
@@ -106,6 +110,19 @@ class PromptBatch(NamedTuple):
 
     tokens: Int32[Any, "B T"]
     true_length: Int32[Any, "B"]
+
+
+class Routes(NamedTuple):
+    """Experts that the tokens of B prompts and of G completions of each went to while these were sampled.
+
+    Every token has the numbers of k experts for each of L layers, those of the first layer first: [3, 17, 9, 60] where
+    it went to 3 and 17 in the first of two layers. −1 stands for what is not known. Integers are the narrowest that
+    hold these numbers.
+    """
+
+    prompts: Int[Any, "B T Lk"]
+    completions: Int[Any, "B G C Lk"]
+    """A batch may have more completions than these, which come last and were not sampled."""
 
 
 class GroupBatch(NamedTuple):
@@ -129,7 +146,19 @@ class GroupBatch(NamedTuple):
     reference_log_probs: Float32[Any, "B G C"] | None = None
     """Of the frozen reference; None where beta is 0."""
     sampler_log_probs: Float32[Any, "B G C"] | None = None
-    """What the engine reported while sampling."""
+    """What the engine reported while sampling; of no meaning where a transcript is."""
+    entropy_weights: Float32[Any, "B G C"] | None = None
+    """Weight of each token in the mean entropy, normalised likewise; None where there is no entropy bonus."""
+    transcript_weights: Float32[Any, "B G C"] | None = None
+    """Weight of each token in the mean cross-entropy of the clips' transcripts, normalised likewise: 0 but for a
+    transcript's tokens, the last of each group's G. None where groups have sampled completions alone."""
+    routes: Routes | None = None
+    """Experts that the learner's forward replays; None where its own router chooses."""
+
+    @property
+    def sampled(self) -> Bool[Any, "B G C"]:
+        """True for those of the tokens that count which the policy has drawn."""
+        return self.mask if self.transcript_weights is None else self.mask & (self.transcript_weights == 0)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 from etils.epath.testing import mock_epath
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from audio_grpo.config import Config, Template, initialize, load_config, to_yaml
@@ -190,6 +190,7 @@ _changes = st.fixed_dictionaries(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(_changes)
+@example({"solution_start_token": "\x85", "instruction": "a\u2028b"})
 def test_any_configuration_survives_being_written(write: Write, changes: dict[str, Any]) -> None:
     config = Config(**changes)
     assert load_config(write("any.yml", to_yaml(config))) == config

@@ -82,6 +82,9 @@ def test_a_key_like_no_other_has_no_nearest_one() -> None:
     [
         (["num_experts=4", "num_experts_per_tok=8"], "num_experts_per_tok 8 exceeds num_experts 4"),
         (["num_generations=1"], "num_generations 1"),
+        (["router_replay=true"], "router_replay has no experts to choose again"),
+        (["router_aux_loss_coef=0.1", "freeze_router_params=false"], "router to teach: num_experts is 0"),
+        (["router_aux_loss_coef=0.1", "num_experts=8"], "8 and freeze_router_params true, so leave it out"),
         (["min_completion_length=500"], "min_completion_length 500"),
         (["decode_sampling_strategy=greedy"], "decode_sampling_strategy greedy"),
         (["reward_weights=[1]"], "reward_weights has 1 entries for 2"),

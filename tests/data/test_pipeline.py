@@ -153,6 +153,19 @@ def test_an_unusable_record_makes_room_for_the_one_that_comes_there_in_the_next_
     assert batches.skipped.reasons["longer than audio_max_seconds 2.5"] == ["clip-3"]
 
 
+@pytest.mark.parametrize("option", [{"inject_transcript": True}, {"sft_coef": 0.1}, {}])
+def test_records_whose_transcript_does_not_fit_are_left_out_and_told_where_transcripts_are_learned(tmp_path, option):
+    records = [clip(n, seconds=0.5, text="1" * (20 if n == 2 else 19)) for n in range(6)]
+    folder = data_set(tmp_path / "set", records)
+    config = _config(folder, max_skipped_fraction=0.2, **option)
+    batches = training_batches(config, 3)
+    read = set(_ids(batches, 2))
+    assert ("clip-2" in read) is not bool(option)
+    assert list(batches.skipped.reasons.values()) == ([["clip-2"]] if option else [])
+    # Evaluation hears them all.
+    assert set(_ids(evaluation_batches(config, folder, 3), 2)) == {f"clip-{n}" for n in range(6)}
+
+
 def test_data_without_a_usable_record_is_refused(tmp_path):
     config = _config(data_set(tmp_path / "set", [clip(n, text="") for n in range(3)]), max_skipped_fraction=1.0)
     for batches in (training_batches(config, 2), evaluation_batches(config, tmp_path / "set", 2)):

@@ -12,6 +12,7 @@ from audio_grpo.data.stages import (
     CollectGroundTruth,
     PadAudioGRPOToMaxLength,
     ParseAudioFeatures,
+    RequireTranscriptFits,
     ResampleAudio,
 )
 from audio_grpo.text import ReasoningTags, load_tokenizer
@@ -106,6 +107,17 @@ def test_a_prompt_is_refused_when_one_token_too_long_and_never_cut():
     assert len(_prompt(max_length=length)(element)["ar"]) == length
     refused = _prompt(max_length=length - 1)(element)
     assert refused == Unusable("x", f"its prompt is longer than max_prefill_predict_length {length - 1}")
+
+
+@pytest.mark.parametrize(("template", "beside"), [("transcript", ""), ("qwen3-asr", "language None<asr_text>")])
+def test_a_transcript_is_refused_when_one_token_too_long_with_its_stop_token(template, beside):
+    tokens = len(TOKENIZER.encode(beside)) + 5 + 1
+    element = {"id": "x", "language": None, "text": "11111"}  # each digit is a token
+    settings = {"tokenizer": TOKENIZER, "template": template, "tags": TAGS, "stop": 1}
+    assert RequireTranscriptFits(max_length=tokens, **settings)(element) is element
+    refused = RequireTranscriptFits(max_length=tokens - 1, **settings)(element)
+    reason = f"its transcript exceeds the {tokens - 1} tokens that max_target_length leaves a completion"
+    assert refused == Unusable("x", reason)
 
 
 def test_a_record_that_lacks_what_the_instruction_needs_is_unusable():

@@ -27,8 +27,14 @@ def scores_of(log_probs, entropy=None):
     return TokenScores(jnp.asarray(log_probs, jnp.float32), jnp.asarray(entropy, jnp.float32))
 
 
-def random_case(seed, old=True, reference=True, sampler=True, loss_type="grpo", groups=2):
-    """Completions of 0 to 5 tokens whose ratios lie on both sides of every bound."""
+def random_case(
+    seed, old=True, reference=True, sampler=True, loss_type="grpo", groups=2, bonus=False, transcripts=None
+):
+    """Completions of 0 to 5 tokens whose ratios lie on both sides of every bound.
+
+    With `bonus`, entropy has its weights. With `transcripts` the last of each group is one: "injected" it is in the
+    policy's term too, "apart" it is not.
+    """
     rng = np.random.default_rng(seed)
     shape = (groups, 3, 5)
     policy = rng.uniform(-6, 0, shape)
@@ -39,7 +45,12 @@ def random_case(seed, old=True, reference=True, sampler=True, loss_type="grpo", 
         "sampler_log_probs": policy + rng.normal(0, 0.3, shape) if sampler else None,
     }
     log_probs = {name: values for name, values in near.items() if values is not None}
-    batch = batch_of(mask, rng.normal(size=shape[:2]), token_weights(mask, loss_type), **log_probs)
+    given = mask & (np.arange(3) == 2)[:, None] if transcripts else np.zeros_like(mask)
+    counted = mask & ~given if transcripts == "apart" else mask
+    further = {"entropy_weights": token_weights(counted & ~given, "dapo")} if bonus else {}
+    further |= {"transcript_weights": token_weights(given, "dapo")} if transcripts else {}
+    weights = token_weights(counted, loss_type)
+    batch = batch_of(counted, rng.normal(size=shape[:2]), weights, **log_probs, **further)
     return policy, rng.uniform(0, 3, shape), batch
 
 
@@ -47,6 +58,7 @@ def plain_report(policy, entropy, batch, settings, fixed=None):
     """The loss and its metrics; `fixed` is the policy wherever the loss takes it without gradient."""
     fixed = policy if fixed is None else fixed
     values = {name: [] for name in ("entropy", "kl", "gap", "dropped", "masked", "ratio", "weight", "low", "high")}
+    values["cross_entropy"] = []
     per_sequence = {"low": [], "high": []}
     loss = 0.0
     for at in np.ndindex(batch.mask.shape[:2]):
@@ -55,6 +67,8 @@ def plain_report(policy, entropy, batch, settings, fixed=None):
             continue
         sequence = _Sequence(policy, fixed, batch, settings, at, tokens)
         loss += sum(float(batch.token_weights[at][t]) * sequence.token_loss(t) for t in tokens)
+        if sequence.given:
+            continue
         units = tokens if settings.importance_sampling_level == "token" else tokens[:1]
         for name, clipped in (("low", sequence.low), ("high", sequence.high)):
             values[name] += [clipped(t) for t in units]
@@ -66,7 +80,14 @@ def plain_report(policy, entropy, batch, settings, fixed=None):
         values["gap"] += [abs(sequence.old(t) - sequence.sampler(t)) for t in tokens]
         values["kl"] += [sequence.kl(t) for t in tokens]
         values["dropped"].append(sequence.dropped())
-    return loss, _metrics(values, per_sequence, batch, settings)
+    if batch.transcript_weights is not None:
+        values["cross_entropy"] = (-policy[np.asarray(batch.transcript_weights) > 0]).tolist()
+    metrics = _metrics(values, per_sequence, batch, settings)
+    if batch.entropy_weights is None and batch.transcript_weights is None:
+        return loss, metrics
+    bonus = 0 if batch.entropy_weights is None else settings.entropy_coef * metrics["entropy"]
+    cross_entropy = metrics.get("transcript/cross_entropy", 0)
+    return loss - bonus + settings.sft_coef * cross_entropy, {**metrics, "policy_loss": loss}
 
 
 def _metrics(values, per_sequence, batch, settings):
@@ -82,6 +103,8 @@ def _metrics(values, per_sequence, batch, settings):
         "sampling/importance_sampling_ratio/mean": mean("weight"),
         "sampling/importance_sampling_ratio/max": max(values["weight"], default=0),
     }
+    if batch.transcript_weights is not None:
+        metrics["transcript/cross_entropy"] = mean("cross_entropy")
     if batch.reference_log_probs is not None:
         metrics["kl"] = mean("kl")
     if settings.off_policy_mask_threshold is not None:
@@ -105,6 +128,7 @@ class _Sequence:
     def __init__(self, policy, fixed, batch, settings, at, tokens):
         self.policy, self.fixed, self.tokens, self.settings = policy[at], fixed[at], tokens, settings
         self.advantage = float(batch.advantages[at])
+        self.given = batch.transcript_weights is not None and bool((batch.transcript_weights[at] > 0).any())
         names = ("old_log_probs", "reference_log_probs", "sampler_log_probs")
         given = [None if getattr(batch, name) is None else np.float64(getattr(batch, name)[at]) for name in names]
         self._old, self._reference, self._sampler = given
@@ -113,7 +137,7 @@ class _Sequence:
         return self.fixed[t] if self._old is None else self._old[t]
 
     def sampler(self, t):
-        return self.old(t) if self._sampler is None else self._sampler[t]
+        return self.old(t) if self._sampler is None or self.given else self._sampler[t]
 
     def ratio(self, t, policy=None):
         policy = self.policy if policy is None else policy
@@ -159,7 +183,7 @@ class _Sequence:
         return threshold is not None and self.advantage < 0 and drift > threshold
 
     def kl(self, t):
-        if self._reference is None:
+        if self._reference is None or self.given:
             return 0.0
         d = self._reference[t] - self.policy[t]
         bounded = min(20, max(-20, d))

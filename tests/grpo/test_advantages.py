@@ -52,7 +52,6 @@ def test_two_groups_worked_by_hand(scale_rewards, scales):
     advantages = group_advantages(rewards, scale_rewards)
     np.testing.assert_allclose(advantages.values, np.asarray([[-1, 0, 1], [-3, 0, 3]]) / scales, rtol=1e-6)
     assert advantages.values.dtype == np.float32
-    assert advantages.reward_std == pytest.approx(2)
     assert advantages.frac_reward_zero_std == 0
 
 
@@ -72,7 +71,6 @@ def test_each_group_has_mean_zero(rewards, scale_rewards):
 def test_a_constant_added_to_all_rewards_changes_nothing(rewards, scale_rewards, constant):
     before, after = (group_advantages(r, scale_rewards) for r in (rewards, rewards + np.float32(constant)))
     np.testing.assert_allclose(before.values, after.values, atol=2e-3)
-    assert before.reward_std == pytest.approx(after.reward_std, abs=1e-4)
 
 
 @given(st.floats(-8, 8, width=32), st.integers(2, 9), st.sampled_from(SCALES))

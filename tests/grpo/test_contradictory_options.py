@@ -47,6 +47,8 @@ def test_contradictions_are_refused(overrides, sentence):
         ["importance_sampling_correction=true", "importance_sampling_clip_min=0.5"],
         [OVERLONG, "soft_punish_cache=128"],
         [APART, "reward_weights=[1.0, 0.5]"],
+        ["inject_transcript=true", "mask_truncated_completions=true", "use_leave_one_out_baseline=true"],
+        ["inject_transcript=true", "sft_coef=0.1", "entropy_coef=0.01", "loss_type=dr_grpo", "grpo_beta=0.0"],
     ],
 )
 def test_what_goes_together_is_taken(overrides):
@@ -67,6 +69,8 @@ def test_every_option_reaches_the_loss_and_the_advantages():
         "kl_estimator": "k1",
         "use_bias_correction_kl": True,
         "off_policy_mask_threshold": 0.5,
+        "entropy_coef": 0.01,
+        "sft_coef": 0.1,
         "scale_rewards": "batch",
         "use_leave_one_out_baseline": True,
         "reward_weights": [1.0, 0.5],

@@ -26,11 +26,11 @@ TOWER = "audio_tower."
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
 
 
-def learner_of(optimizer=None):
+def learner_of(optimizer=None, **options):
     return Learner(
         SPEC,
         optimizer or optax.adamw(1e-2),
-        partial(grpo_loss_fn, settings=LossSettings()),
+        partial(grpo_loss_fn, settings=LossSettings(**options)),
         audio_pad=AUDIO_PAD,
         temperature=0.9,
         chunk_size=16,
@@ -104,8 +104,19 @@ def accumulated(learner, trainable, frozen, batch, heard, sizes):
     return total
 
 
+@pytest.fixture(scope="module")
+def anchored(batch):
+    """A learner with an entropy bonus and an anchor, and the batch with the last completions for transcripts."""
+    given = batch.mask & (np.arange(GENERATIONS) == GENERATIONS - 1)[:, None]
+    weighed = {"entropy_weights": token_weights(batch.mask & ~given, "dapo")}
+    weighed |= {"transcript_weights": token_weights(given, "dapo")}
+    return learner_of(entropy_coef=0.3, sft_coef=0.5), batch._replace(**weighed)
+
+
+@pytest.mark.parametrize("with_transcripts", [False, True])
 @pytest.mark.parametrize("sizes", [(2, 2), (1, 1, 1, 1), (1, 2, 1)])
-def test_any_split_of_a_batch_gives_the_same_update(learner, weights, batch, heard, sizes):
+def test_any_split_of_a_batch_gives_the_same_update(learner, weights, batch, heard, anchored, sizes, with_transcripts):
+    learner, batch = anchored if with_transcripts else (learner, batch)
     trainable, frozen = split(weights)
     results = []
     for parts in ((PROMPTS,), sizes):

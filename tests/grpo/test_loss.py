@@ -41,14 +41,29 @@ OPTIONS = {
     "sequence_truncate": corrected("sequence_truncate", loss_type="sapo"),
     "sequence_mask": corrected("sequence_mask", clip_min=0.7, importance_sampling_level="sequence"),
     "off-policy mask": LossSettings(off_policy_mask_threshold=0.02, beta=0.5),
+    "entropy bonus": LossSettings(loss_type="dapo", entropy_coef=0.3),
+    "injected": corrected("sequence_truncate", importance_sampling_level="sequence", off_policy_mask_threshold=0.02),
+    "cross-entropy": LossSettings(sft_coef=0.5),
+    "injected, with cross-entropy and bonus": LossSettings(sft_coef=0.5, entropy_coef=0.3, beta=0.5),
 }
+CASES = {
+    "entropy bonus": {"bonus": True},
+    "injected": {"transcripts": "injected"},
+    "cross-entropy": {"transcripts": "apart"},
+    "injected, with cross-entropy and bonus": {"transcripts": "injected", "bonus": True},
+}
+"""What a batch has for the options that ask for it."""
 
 
-@settings(deadline=None, max_examples=80)  # the first of each kind compiles
+def case_of(name, seed, **changes):
+    return random_case(seed, loss_type=OPTIONS[name].loss_type, **CASES.get(name, {}), **changes)
+
+
+@settings(deadline=None, max_examples=100)  # the first of each kind compiles
 @given(st.integers(0, 2**32 - 1), st.sampled_from(list(OPTIONS)), *[st.booleans()] * 3)
 def test_the_loss_and_every_metric_are_those_of_plain_loops(seed, name, old, reference, sampler):
     options = OPTIONS[name]
-    policy, entropy, batch = random_case(seed, old, reference, sampler, options.loss_type)
+    policy, entropy, batch = case_of(name, seed, old=old, reference=reference, sampler=sampler)
     loss, aux = run(scores_of(policy, entropy), batch, settings=options)
     expected, metrics = plain_report(policy, entropy, batch, options)
     means = aux.means()
@@ -63,7 +78,7 @@ def test_the_loss_and_every_metric_are_those_of_plain_loops(seed, name, old, ref
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_gradient_is_that_of_finite_differences(name, old):
     options = OPTIONS[name]
-    policy, entropy, batch = random_case(1, old, loss_type=options.loss_type)
+    policy, entropy, batch = case_of(name, 1, old=old)
     gradient = jax.grad(lambda x: run(TokenScores(x, scores_of(entropy).log_probs), batch, settings=options)[0])(
         jnp.asarray(policy, jnp.float32)
     )
@@ -80,7 +95,7 @@ def test_the_gradient_is_that_of_finite_differences(name, old):
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("grpo", "bnpo")])
 def test_each_option_matters_in_the_cases_tried_here(name):
     options = OPTIONS[name]
-    policy, entropy, batch = random_case(1)
+    policy, entropy, batch = random_case(1, **CASES.get(name, {}))
 
     def report(settings):
         return jax.value_and_grad(lambda x: run(TokenScores(x, jnp.asarray(entropy, jnp.float32)), batch, settings)[0])(
@@ -157,8 +172,10 @@ def test_old_log_probabilities_that_equal_the_policy_are_those_of_the_first_iter
 @pytest.mark.parametrize("name", OPTIONS)
 def test_padding_counts_nowhere(name):
     options = OPTIONS[name]
-    policy, entropy, batch = random_case(9)
+    policy, entropy, batch = random_case(9, **CASES.get(name, {}))
     padding = ~np.asarray(batch.mask)
+    if batch.transcript_weights is not None:
+        padding &= np.asarray(batch.transcript_weights) == 0
     spoilt = {
         name: jnp.where(padding, -77.0, getattr(batch, name))
         for name in ("old_log_probs", "reference_log_probs", "sampler_log_probs", "token_weights")
@@ -191,7 +208,7 @@ def test_far_apart_policies_give_large_but_finite_losses(far):
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("first", [1, 2])
 def test_reports_on_two_parts_merge_to_that_on_the_whole(name, first):
-    policy, entropy, batch = random_case(10, groups=4, loss_type=OPTIONS[name].loss_type)
+    policy, entropy, batch = case_of(name, 10, groups=4)
     _, whole = run(scores_of(policy, entropy), batch, settings=OPTIONS[name])
     parts = []
     for rows in (slice(first), slice(first, None)):
@@ -205,3 +222,57 @@ def test_a_report_without_tokens_has_means_of_zero():
     policy, entropy, batch = random_case(11)
     _, aux = run(scores_of(policy, entropy), batch._replace(mask=jnp.zeros_like(batch.mask)), settings=SETTINGS)
     assert set(aux.means().values()) == {0.0}
+
+
+def with_entropy_gradient(policy, entropy, batch, options):
+    """The loss's gradients with respect to log-probabilities and entropy."""
+    return jax.grad(lambda scores: run(scores, batch, settings=options)[0])(scores_of(policy, entropy))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "sapo"])
+def test_the_bonus_is_the_mean_entropy_of_sampled_tokens_whatever_the_policys_averaging(loss_type):
+    options = LossSettings(loss_type=loss_type, entropy_coef=0.3)
+    policy, entropy, batch = random_case(3, loss_type=loss_type, bonus=True, transcripts="injected")
+    gradients = with_entropy_gradient(policy, entropy, batch, options)
+    np.testing.assert_allclose(gradients.entropy, -0.3 * batch.sampled / batch.sampled.sum(), rtol=1e-6)
+    without = with_entropy_gradient(policy, entropy, batch._replace(entropy_weights=None), options)
+    np.testing.assert_array_equal(gradients.log_probs, without.log_probs)
+    assert (np.asarray(without.entropy) == 0).all()
+
+
+def test_without_a_bonus_or_transcripts_the_loss_is_the_policys_and_has_no_name_of_its_own():
+    policy, entropy, batch = random_case(3)
+    _, aux = run(scores_of(policy, entropy), batch, settings=LossSettings(entropy_coef=0.3, sft_coef=0.5))
+    assert not aux.metrics.keys() & {"policy_loss", "transcript/cross_entropy"}
+
+
+def test_a_transcript_in_a_group_worked_by_hand():
+    """Of two completions the second was given: praised in the first iteration, it gains by its advantage alone."""
+    weights = np.full((1, 2, 2), 0.25)
+    given = np.asarray([[[0, 0], [0.5, 0.5]]])
+    options = LossSettings(beta=0.5, kl_estimator="k1", sft_coef=0.1, correction=corrected("token_truncate").correction)
+    policy = np.log([[[0.5, 0.5], [0.25, 0.125]]])
+    near = {"sampler_log_probs": policy - 9, "reference_log_probs": policy - 1}
+    near["sampler_log_probs"][0, 0] = policy[0, 0]
+    batch = batch_of(np.ones((1, 2, 2), bool), [[-1, 1]], weights, transcript_weights=given, **near)
+    (loss, aux), gradient = jax.value_and_grad(
+        lambda x: run(TokenScores(x, jnp.ones_like(x)), batch, settings=options), has_aux=True
+    )(jnp.asarray(policy, jnp.float32))
+    # The KL is that of the sampled completion's two tokens, 1 nat each.
+    cross_entropy = math.log(32) / 2
+    np.testing.assert_allclose(loss, (2 - 2) / 4 + 0.5 * 2 / 4 + 0.1 * cross_entropy, rtol=1e-5)
+    np.testing.assert_allclose(gradient, [[[0.25 + 0.125] * 2, [-0.25 - 0.05] * 2]], rtol=1e-5)
+    means = aux.means()
+    assert means["transcript/cross_entropy"] == pytest.approx(cross_entropy)
+    assert means["policy_loss"] == pytest.approx(0.25)
+    assert means["sampling/sampling_logp_difference/max"] == 0
+    assert means["kl"] == pytest.approx(1)
+
+
+def test_what_the_sampler_would_have_said_of_a_transcript_counts_nowhere():
+    options = OPTIONS["injected"]
+    policy, entropy, batch = random_case(5, transcripts="injected")
+    spoilt = jnp.where(batch.sampled, batch.sampler_log_probs, 77.0)
+    expected = run(scores_of(policy, entropy), batch, settings=options)
+    found = run(scores_of(policy, entropy), batch._replace(sampler_log_probs=spoilt), settings=options)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -8,6 +8,7 @@ import pytest
 
 from audio_grpo.model import experts, grouped
 from audio_grpo.model.lora import lora_table, merge_adapters
+from audio_grpo.model.router import route
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import initialize, scope
 from audio_grpo.model.thinker import thinker_table
@@ -41,6 +42,10 @@ def adapted(layer):
     return layer | scope(adapters, "model.layers.*.")
 
 
+def run_experts(layer, x, place):
+    return experts.experts_mlp(SPEC, layer, x, route(SPEC, layer, x, wide=place.cuts_width), place)
+
+
 def every_expert_by_hand(layer, x):
     logits = x @ layer["mlp.gate.weight"].T
     probabilities = jax.nn.softmax(logits, axis=-1)
@@ -57,9 +62,7 @@ def every_expert_by_hand(layer, x):
 @pytest.mark.parametrize("tokens", [1, 5, 70, 200])
 def test_each_token_gets_the_weighted_sum_of_its_top_experts(layer, tokens):
     x = np.random.default_rng(tokens).normal(size=(tokens, SPEC.width)).astype(np.float32)
-    np.testing.assert_allclose(
-        experts.experts_mlp(SPEC, layer, jnp.asarray(x), ANYWHERE), every_expert_by_hand(layer, x), atol=1e-5
-    )
+    np.testing.assert_allclose(run_experts(layer, jnp.asarray(x), ANYWHERE), every_expert_by_hand(layer, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [[96, 0, 0, 0], [1, 40, 0, 33], [16, 16, 16, 16], [0, 0, 0, 0]])
@@ -127,7 +130,7 @@ def test_matrices_are_found_among_those_of_all_layers(sizes, layer_number):
 
 def test_adapters_of_experts_at_work_equal_merged_ones(layer, adapted):
     x = np.random.default_rng(2).normal(size=(40, SPEC.width)).astype(np.float32)
-    at_work = experts.experts_mlp(SPEC, adapted, jnp.asarray(x), ANYWHERE)
+    at_work = run_experts(adapted, jnp.asarray(x), ANYWHERE)
     merged = merge_adapters(adapted, 1.0)
     assert merged.keys() == layer.keys()
     np.testing.assert_allclose(at_work, every_expert_by_hand(merged, x), atol=1e-5)
@@ -146,7 +149,7 @@ def test_experts_on_several_devices_give_what_one_gives(adapted, rules, sizes, t
 
     def run(place):
         def total(x, layer):
-            y = experts.experts_mlp(SPEC, layer, x, place)
+            y = run_experts(layer, x, place)
             return (y * jnp.cos(y)).sum(), y
 
         return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, adapted)

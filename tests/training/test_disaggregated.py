@@ -21,6 +21,7 @@ KINDS = {
         "moe_mlp_dim": 24,
         "freeze_audio_encoder_params": False,
         "num_iterations": 2,
+        "router_replay": True,
     },
 }
 

@@ -11,6 +11,7 @@ from audio_grpo.rewards import RewardTable
 from audio_grpo.training import grpo_loop, train_loop
 from audio_grpo.training.dynamic_sampling import Groups, fill
 from audio_grpo.training.json_lines import JsonLinesFile
+from audio_grpo.types import Routes
 
 B, G = 4, 2
 SETTINGS = AdvantageSettings()
@@ -25,9 +26,10 @@ def groups_of(first, *teaches):
     rewards = np.stack([np.zeros(B), teaches], axis=1).astype(np.float32)
     columns = wide[..., None].astype(np.int32), np.ones((B, G, 1), bool)
     log_probs = np.float32(wide)[..., None]
+    routes = Routes(clips[:, None, None], wide[..., None, None])
     return Groups(
         batch={"id": [f"clip {clip}" for clip in clips], "audio_seconds": np.float32(clips)},
-        rollout=Rollout(*columns, log_probs, -log_probs, [[str(clip)] * G for clip in clips], heard),
+        rollout=Rollout(*columns, log_probs, -log_probs, [[str(clip)] * G for clip in clips], heard, routes),
         rewards=RewardTable(names=("r", "tenfold"), values=np.stack([rewards, 10 * rewards])),
         answers=[[clip] * G for clip in clips],
     )
@@ -40,7 +42,8 @@ def clips_of(groups):
     assert groups.batch["id"] == [f"clip {clip}" for clip in clips]
     assert groups.answers == [[clip] * G for clip in clips]
     assert rollout.finish_reasons == [[str(clip)] * G for clip in clips]
-    for column in (rollout.tokens, rollout.log_probs, -rollout.log_kept, np.asarray(rollout.heard)):
+    columns = rollout.tokens, rollout.log_probs, -rollout.log_kept, np.asarray(rollout.heard), *rollout.routes
+    for column in columns:
         assert [set(np.ravel(row).astype(int)) for row in column] == [{clip} for clip in clips]
     return clips
 

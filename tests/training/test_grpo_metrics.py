@@ -7,7 +7,7 @@ from audio_grpo.grpo import group_advantages
 from audio_grpo.rewards import EditCounts, RewardTable, word_edits
 from audio_grpo.training.answers import ScoredAnswer
 from audio_grpo.training.durations import DURATIONS, duration_of
-from audio_grpo.training.grpo_metrics import answer_metrics, reward_metrics
+from audio_grpo.training.grpo_metrics import answer_metrics, reward_metrics, transcript_metrics
 
 
 def scored(reference, answer, text=None):
@@ -55,6 +55,19 @@ def test_groups_that_teach_nothing_are_counted_by_duration():
         "frac_reward_zero_std/20_s_and_more": 0.0,
     }
     assert metrics["reward"] == metrics["rewards/r/mean"] == 1.5
+    assert metrics["reward_std"] == pytest.approx((0 + 0.5**0.5 + 0 + 0.5**0.5) / 4)
+
+
+def test_a_group_of_equal_rewards_teaches_where_its_transcript_earns_another():
+    rewards = np.float32([[1, 1, 3], [3, 3, 3]])
+    advantages = group_advantages(rewards, "none")
+    sampled = RewardTable(names=("r",), values=rewards[None]).first(2)
+    metrics = reward_metrics(sampled, sampled.total(), advantages, np.float32([1, 1]))
+    assert (metrics["reward"], metrics["reward_std"], metrics["frac_reward_zero_std"]) == (2, 0, 0.5)
+    assert transcript_metrics(rewards, advantages) == {
+        "transcript/reward": 3,
+        "transcript/advantage": pytest.approx(4 / 3 / 2),
+    }
 
 
 @pytest.mark.parametrize(

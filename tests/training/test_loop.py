@@ -280,16 +280,18 @@ def test_a_step_with_a_nan_is_skipped_and_counted_with_its_cause_and_the_next_on
     assert (int(trainer.state.step), int(trainer.state.skipped)) == (2, 0)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(folder):
+@pytest.mark.parametrize("options", [{}, {"inject_transcript": True, "sft_coef": 0.5, "entropy_coef": 0.1}])
+def test_accumulated_gradients_are_those_of_the_whole_batch(folder, options):
     """Eight prompts at once, and in two parts."""
     rng = np.random.default_rng(0)
     shape = (8, 2, 12)
     mask = np.arange(12) < rng.integers(1, 13, shape[:2])[..., None]
-    tokens, advantages = rng.integers(300, 1000, shape).astype(np.int32), rng.normal(size=shape[:2]).astype(np.float32)
+    tokens = rng.integers(300, 1000, shape).astype(np.int32)
+    advantages = rng.normal(size=(8, 3 if options else 2)).astype(np.float32)
     found = []
     for prompts, count in ((2, 1), (1, 2)):
         trainer, _ = setup_train_loop(
-            plain(folder, per_device_batch_size=prompts, gradient_accumulation_steps=count, loss_type="dapo")
+            plain(folder, per_device_batch_size=prompts, gradient_accumulation_steps=count, loss_type="dapo", **options)
         )
         batch = next(trainer.data)
         heard = trainer.hearing(trainer.weights, place(trainer.session.mesh, audio_of(batch)))

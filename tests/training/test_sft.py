@@ -90,7 +90,7 @@ def test_the_loss_is_the_mean_negative_log_probability_of_target_tokens():
     loss, aux = sft_module.sft_loss_fn(TokenScores(log_probs, jnp.full((2, 1, 3), 0.5)), batch)
     np.testing.assert_allclose([loss, aux.loss], [3, 3], rtol=1e-6)
     np.testing.assert_allclose([aux.tokens, aux.entropy], [3, 1.5], rtol=1e-6)
-    np.testing.assert_allclose(aux.merge(aux), 2 * np.asarray(aux), rtol=1e-6)
+    np.testing.assert_allclose(aux.merge(aux)[:3], 2 * np.asarray(aux[:3]), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

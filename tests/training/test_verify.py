@@ -108,9 +108,12 @@ def test_a_healthy_run_passes_every_line(trainer, built):
     assert all(any(character.isdigit() for character in check.measured) for check in checks)
 
 
-def test_a_healthy_run_with_experts_a_learning_tower_and_half_precision_passes_too_and_writes_nothing(config, tmp_path):
+def test_a_healthy_run_with_every_kind_of_learning_in_half_precision_passes_too_and_writes_nothing(config, tmp_path):
     changes = {
         "num_experts": 4,
+        "inject_transcript": True,
+        "sft_coef": 0.1,
+        "entropy_coef": 0.01,
         "freeze_audio_encoder_params": False,
         "dtype": "bfloat16",
         "weight_dtype": "bfloat16",

@@ -50,6 +50,16 @@ def agreements(config: "Config") -> list[Agreement]:
             f"num_experts_per_tok {config.num_experts_per_tok} exceeds num_experts {config.num_experts}",
         ),
         (
+            config.num_experts > 0 or not config.router_replay,
+            "router_replay has no experts to choose again: model_name has num_experts 0, so leave it out",
+        ),
+        (
+            config.router_aux_loss_coef == 0 or (config.num_experts > 0 and not config.freeze_router_params),
+            f"router_aux_loss_coef {config.router_aux_loss_coef} has no router to teach: num_experts is "
+            f"{config.num_experts} and freeze_router_params {str(config.freeze_router_params).lower()}, so leave it "
+            "out, or let the router of a model with experts learn",
+        ),
+        (
             config.output_dim_for_audio in (None, config.emb_dim),
             f"output_dim_for_audio {config.output_dim_for_audio} must equal emb_dim {config.emb_dim}: audio embeddings "
             "take the place of token embeddings",

@@ -278,6 +278,12 @@ class GrpoKeys(_Section):
     """A completion's reward is compared with the mean of the group's others (RLOO) instead of the group's."""
     mask_truncated_completions: bool = False
     """Completions that were cut off at their largest length count nothing in the loss."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus, the mean entropy at the sampled tokens."""
+    inject_transcript: bool = False
+    """Each group has its clip's transcript as one more completion, which earns rewards as the sampled ones do."""
+    sft_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the transcripts' mean cross-entropy, which is added to the loss."""
     importance_sampling_correction: bool = False
     """The loss is weighted by the ratio of the learner's probabilities to those that the engine reported."""
     importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
@@ -291,6 +297,10 @@ class GrpoKeys(_Section):
     this since they were sampled."""
     num_iterations: Positive = 1
     """Updates on each batch of completions, μ."""
+    router_replay: bool = False
+    """The learner and the reference send each token to the experts that it went to while it was sampled (R3)."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss that evens out how many tokens each expert gets (see docs/experts.md)."""
 
 
 class DynamicSamplingKeys(_Section):
@@ -340,8 +350,8 @@ class BatchKeys(_Section):
     """The published models have none."""
     remat_policy: Literal["full", "none"] = "full"
     """"full" recomputes each layer in the backward pass."""
-    logits_chunk_size: Positive = 512
-    """Logits that a device holds at a time, in token positions over the whole vocabulary; it is taken in blocks."""
+    logits_chunk_size: Positive = 256
+    """Completion tokens whose logits a device holds at a time; where a completion is longer, its own."""
 
 
 class PrecisionKeys(_Section):
@@ -421,6 +431,11 @@ class Config(
     def max_completion_length(self) -> int:
         """C, the tokens that a completion may have."""
         return self.max_target_length - self.max_prefill_predict_length
+
+    @property
+    def learns_transcripts(self) -> bool:
+        """Whether the learner is given each clip's transcript beside its completions."""
+        return self.inject_transcript or self.sft_coef > 0
 
     @model_validator(mode="after")
     def _values_agree(self) -> Self:

@@ -42,6 +42,7 @@ from audio_grpo.data.stages import (
     CollectGroundTruth,
     PadAudioGRPOToMaxLength,
     ParseAudioFeatures,
+    RequireTranscriptFits,
     ResampleAudio,
 )
 from audio_grpo.errors import UserError
@@ -93,6 +94,8 @@ def training_batches(config: Config, batch_size: int, share: Share | None = None
         raise UserError("grain_train_files is not set: name a folder of ArrayRecord files, one file, or a glob")
     source = RecordSource(config.grain_train_files)
     records = _prompts(config, grain.MapDataset.source(source).seed(config.seed).shuffle().repeat())
+    if config.learns_transcripts:
+        records = records.map(_requirement(config))
     slots = TrainingSlots(records, batch_size, _rows(batch_size, share), epoch=len(source))
     account = SkippingAccount(config.max_skipped_fraction, epoch=len(source))
     identity = {"records": len(source), "seed": config.seed, "batch_size": batch_size}
@@ -144,6 +147,18 @@ def _prompts(config: Config, records: grain.MapDataset) -> grain.MapDataset:
     for stage in stages:
         records = records.map(stage)
     return records
+
+
+def _requirement(config: Config) -> RequireTranscriptFits:
+    """What a record must be to have its transcript learned whole."""
+    tokenizer = load_tokenizer(config.tokenizer_path)
+    return RequireTranscriptFits(
+        tokenizer=tokenizer,
+        template=config.template,
+        tags=ReasoningTags.from_config(config),
+        stop=tokenizer.special_tokens(config.decoder_block, config.vocab_size).stop[0],
+        max_length=config.max_completion_length,
+    )
 
 
 def _reader(

@@ -16,7 +16,7 @@ from audio_grpo.config import Template
 from audio_grpo.data.records import decode_record, load_samples
 from audio_grpo.data.source import StoredRecord, Unusable
 from audio_grpo.errors import UserError
-from audio_grpo.text import ReasoningTags, Tokenizer, build_prompt
+from audio_grpo.text import ReasoningTags, Tokenizer, build_prompt, target_tokens
 
 Element = dict[str, Any]
 
@@ -115,6 +115,28 @@ class BuildAudioGRPOPrompt(_Stage):
         if len(tokens) > self.max_length:
             return Unusable(element["id"], f"its prompt is longer than max_prefill_predict_length {self.max_length}")
         return {**element, "language": language, self.prompt_column: np.array(tokens, np.int32)}
+
+
+@dataclass(frozen=True)
+class RequireTranscriptFits(_Stage):
+    """Leaves elements as they are, once their `language` is settled.
+
+    Unusable are records whose transcript, as the template has it, exceeds `max_length` tokens with its stop token.
+    """
+
+    tokenizer: Tokenizer
+    template: Template
+    tags: ReasoningTags
+    stop: int
+    max_length: int
+
+    def _map(self, element: Element) -> Element | Unusable:
+        settings = {"language": element["language"], "tags": self.tags, "stop": self.stop}
+        tokens = target_tokens(self.tokenizer, self.template, element["text"], **settings)
+        if len(tokens) > self.max_length:
+            reason = f"its transcript exceeds the {self.max_length} tokens that max_target_length leaves a completion"
+            return Unusable(element["id"], reason)
+        return element
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,6 @@ class Advantages(NamedTuple):
     """Advantages and what the run reports of them."""
 
     values: Float32[np.ndarray, "B G"]
-    reward_std: float
-    """Standard deviation of the total rewards within a group, mean over groups."""
     frac_reward_zero_std: float
     """Share of groups whose rewards are all equal: they teach nothing."""
 
@@ -54,14 +52,13 @@ def compute_advantages(rewards: Float32[np.ndarray, "R B G"], settings: Advantag
     and divided by the standard deviation of the whole batch (GDPO, arXiv 2601.05242).
     """
     weights = np.ones(len(rewards)) if settings.reward_weights is None else np.asarray(settings.reward_weights)
-    total = np.tensordot(weights, rewards, axes=1).astype(np.float32)
-    of_total = group_advantages(total, settings.scale_rewards, leave_one_out=settings.use_leave_one_out_baseline)
     if settings.multi_objective_aggregation == "sum_then_normalize":
-        return of_total
+        total = np.tensordot(weights, rewards, axes=1).astype(np.float32)
+        return group_advantages(total, settings.scale_rewards, leave_one_out=settings.use_leave_one_out_baseline)
     # The mean is 0 in every group, so in the batch too.
     summed = np.tensordot(weights, [_relative(reward, "group") for reward in rewards], axes=1)
     values = summed / (summed.std(ddof=1) + _SMALL)
-    return Advantages(values.astype(np.float32), of_total.reward_std, _share_of_zeros(values))
+    return Advantages(values.astype(np.float32), _share_of_zeros(values))
 
 
 def group_advantages(
@@ -76,8 +73,7 @@ def group_advantages(
     if leave_one_out:
         generations = rewards.shape[1]
         values = values * (generations / (generations - 1))
-    deviation = rewards.astype(np.float64).std(axis=1, ddof=1)
-    return Advantages(values.astype(np.float32), float(deviation.mean()), _share_of_zeros(values))
+    return Advantages(values.astype(np.float32), _share_of_zeros(values))
 
 
 def _relative(rewards: Float32[np.ndarray, "B G"], scale_rewards: Scale) -> Float64[np.ndarray, "B G"]:

@@ -1,14 +1,15 @@
 """Rollout of a batch: the engine's completions as padded arrays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from audio_grpo.model.router import UNKNOWN
 from audio_grpo.rollout import OfflineEngine
-from audio_grpo.types import AudioBatch, FinishReason, PromptBatch, RequestResult
+from audio_grpo.types import AudioBatch, FinishReason, PromptBatch, RequestResult, Routes
 
 
 class Rollout(NamedTuple):
@@ -26,6 +27,8 @@ class Rollout(NamedTuple):
     finish_reasons: list[list[FinishReason]]
     heard: Float[Array, "B A D"]
     """The clips' audio embeddings, heard once and good for the learner too while the tower is frozen."""
+    routes: Routes | None = None
+    """Experts that tokens went to, where the engine keeps them; −1 at padding."""
 
 
 def generate_offline_completions(
@@ -64,4 +67,22 @@ def generate_offline_completions(
     reasons: list[list[FinishReason]] = [
         [completion.finish_reason for completion in results[b].completions] for b in range(len(ids))
     ]
-    return Rollout(tokens, mask, log_probs, log_kept, reasons, heard)
+    routes = _routes(results, prompts.tokens.shape, shape) if engine.settings.router_replay else None
+    return Rollout(tokens, mask, log_probs, log_kept, reasons, heard, routes)
+
+
+def _routes(
+    results: Mapping[int, RequestResult], prompts_shape: tuple[int, ...], completions_shape: tuple[int, ...]
+) -> Routes:
+    """Those of all results, padded."""
+    some = results[0].prompt_routes
+    assert some is not None
+    width, dtype = some.shape[1], some.dtype
+    prompts = np.full((*prompts_shape, width), UNKNOWN, dtype)
+    completions = np.full((*completions_shape, width), UNKNOWN, dtype)
+    for b, result in results.items():
+        assert result.prompt_routes is not None
+        prompts[b, : len(result.prompt_routes)] = result.prompt_routes
+        for g, completion in enumerate(result.completions):
+            completions[b, g, : len(completion.token_ids)] = completion.routes
+    return Routes(prompts, completions)

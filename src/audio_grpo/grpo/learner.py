@@ -1,6 +1,6 @@
 """The learner's compiled programs: scoring, gradients of a part of a batch, and the update."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -10,20 +10,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, UInt32
 
+from audio_grpo.grpo.expert_load import with_experts
+from audio_grpo.grpo.fused_loss import LogitsSettings, LossFn, fused_loss
 from audio_grpo.grpo.log_probs import TokenScores, compute_log_probs
 from audio_grpo.model.lora import drop_inputs
 from audio_grpo.model.parts import by_part
 from audio_grpo.model.spec import ThinkerSpec
 from audio_grpo.model.table import Weights
-from audio_grpo.model.thinker import hear
+from audio_grpo.model.thinker import group_forward, hear, output_head
+from audio_grpo.parallel.activations import MANY_TOKENS, Placement
 from audio_grpo.types import AudioBatch, GroupBatch
 
 Heard = AudioBatch | Float[Array, "B A D"]
 """Clips to be heard within a program, so that gradients reach the tower, or embeddings heard before."""
-
-
-LossFn = Callable[[TokenScores, GroupBatch], tuple[Float[Array, ""], Any]]
-"""Gives a part's loss and what is reported of it, which has `merge` to join two parts' reports."""
 
 
 class TrainState(NamedTuple):
@@ -72,17 +71,22 @@ class Learner:
         temperature: float,
         chunk_size: int,
         lora_dropout: float = 0.0,
+        router_aux_loss_coef: float = 0.0,
         shardings: TrainState | None = None,
     ) -> None:
         """`shardings` has one for each array of the state; gradients and updates keep to them.
 
-        `lora_dropout` is the share of their inputs that adapters leave out when gradients are taken.
+        `lora_dropout` is the share of their inputs that adapters leave out when gradients are taken;
+        `router_aux_loss_coef` weighs the experts' balance in the loss of each part of a batch.
         """
         self._spec = spec
         self._optimizer = optimizer
         self._loss_fn = loss_fn
-        self._score_settings = {"audio_pad": audio_pad, "temperature": temperature, "chunk_size": chunk_size}
+        self._audio_pad = audio_pad
+        place = Placement(spec.mesh, MANY_TOKENS)
+        self._logits = LogitsSettings(temperature=temperature, chunk_size=chunk_size, place=place)
         self._lora_dropout = lora_dropout
+        self._router_aux_loss_coef = router_aux_loss_coef
         # Left to itself, the compiler places some results elsewhere, and each program is compiled again for them.
         self._state_shardings = shardings
         self._gradient_shardings = None if shardings is None else shardings.trainable
@@ -144,7 +148,19 @@ class Learner:
         ) -> tuple[Array, Any]:
             if seed is not None:
                 trainable = drop_inputs(trainable, jax.random.key(seed), self._lora_dropout)
-            return self._loss_fn(self._scores({**frozen, **trainable}, batch, heard), batch)
+            weights = {**frozen, **trainable}
+            hidden, load = group_forward(
+                self._spec,
+                weights,
+                batch.prompts,
+                self._embeddings(weights, heard),
+                batch.completion_tokens,
+                self._audio_pad,
+                batch.routes,
+                batch.mask,
+            )
+            loss, aux = fused_loss(hidden, output_head(weights), batch, self._loss_fn, self._logits)
+            return with_experts(loss, aux, load, self._router_aux_loss_coef)
 
         def program(
             trainable: Weights, frozen: Weights, batch: GroupBatch, heard: Heard, seed: UInt32[Array, ""] | None
@@ -165,24 +181,37 @@ class Learner:
         return jax.jit(self._applied, donate_argnums=0, keep_unused=True, out_shardings=(self._state_shardings, None))
 
     def _scores(self, weights: Weights, batch: GroupBatch, heard: Heard) -> TokenScores:
-        embeddings = hear(self._spec, weights, heard) if isinstance(heard, AudioBatch) else heard
         return compute_log_probs(
-            self._spec, weights, batch.prompts, embeddings, batch.completion_tokens, **self._score_settings
+            self._spec,
+            weights,
+            batch.prompts,
+            self._embeddings(weights, heard),
+            batch.completion_tokens,
+            audio_pad=self._audio_pad,
+            temperature=self._logits.temperature,
+            chunk_size=self._logits.chunk_size,
+            routes=batch.routes,
         )
+
+    def _embeddings(self, weights: Weights, heard: Heard) -> Float[Array, "B A D"]:
+        return hear(self._spec, weights, heard) if isinstance(heard, AudioBatch) else heard
 
     def _applied(
         self, state: TrainState, gradients: dict[str, Array], checked: Mapping[str, Float[Any, "..."]]
     ) -> tuple[TrainState, UpdateReport]:
         report = _report(gradients, checked)
-        precise = state.trainable if state.master is None else state.master
-        updates, optimizer = self._optimizer.update(gradients, state.optimizer, precise)
-        precise: Any = optax.apply_updates(precise, updates)
-        trainable = jax.tree.map(lambda value, old: value.astype(old.dtype), precise, state.trainable)
-        master = None if state.master is None else precise
-        done = TrainState(state.step + 1, jnp.zeros_like(state.skipped), trainable, master, optimizer)
-        skipped = state._replace(skipped=state.skipped + 1)
+
+        def done() -> TrainState:
+            precise = state.trainable if state.master is None else state.master
+            updates, optimizer = self._optimizer.update(gradients, state.optimizer, precise)
+            precise: Any = optax.apply_updates(precise, updates)
+            trainable = jax.tree.map(lambda value, old: value.astype(old.dtype), precise, state.trainable)
+            master = None if state.master is None else precise
+            return TrainState(state.step + 1, jnp.zeros_like(state.skipped), trainable, master, optimizer)
+
+        # A branch, because a choice between old and new arrays needs room for both.
         good = jnp.stack(list(report.finite.values())).all()
-        return jax.tree.map(partial(jnp.where, good), done, skipped), report
+        return jax.lax.cond(good, done, lambda: state._replace(skipped=state.skipped + 1)), report
 
 
 def _report(gradients: dict[str, Array], checked: Mapping[str, Float[Any, "..."]]) -> UpdateReport:

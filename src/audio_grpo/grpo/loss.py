@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from audio_grpo.config import Config
 from audio_grpo.config.schema import LossType
 from audio_grpo.grpo.log_probs import TokenScores
-from audio_grpo.grpo.metrics import LossAux, Metric, average, largest, least
+from audio_grpo.grpo.metrics import LossAux, Metric, Total, average, largest, least
 from audio_grpo.grpo.objectives import KlEstimator, cispo_loss, clipped_loss, kl_divergence, sapo_loss
 from audio_grpo.grpo.ratios import Level, SamplerCorrection, policy_ratio, sampler_ratio, sequence_mean
 from audio_grpo.types import GroupBatch
@@ -45,6 +45,10 @@ class LossSettings:
     """The policy's term is multiplied by the ratio of learner to sampler."""
     off_policy_mask_threshold: float | None = None
     """Largest mean of s − π, in nats, of a sequence of negative advantage that counts (arXiv 2512.02556)."""
+    entropy_coef: float = 0.0
+    """Weight of the mean entropy of the distributions that tokens were sampled from, where the batch weighs it."""
+    sft_coef: float = 0.0
+    """Weight of the mean cross-entropy of the batch's transcripts, where it has some."""
 
     @property
     def upper(self) -> float:
@@ -72,44 +76,69 @@ def loss_settings(config: Config) -> LossSettings:
         use_bias_correction_kl=config.use_bias_correction_kl,
         correction=correction if config.importance_sampling_correction else None,
         off_policy_mask_threshold=config.off_policy_mask_threshold,
+        entropy_coef=config.entropy_coef,
+        sft_coef=config.sft_coef,
     )
 
 
 def grpo_loss_fn(scores: TokenScores, batch: GroupBatch, settings: LossSettings) -> tuple[Float[Array, ""], LossAux]:
-    """Σ_t w_t · (c_t · objective(ρ_t, A) + β · KL_t), with ρ_t = exp(π_t − o_t).
+    """Σ_t w_t · (c_t · objective(ρ_t, A) + β · KL_t) − entropy_coef · Σ_t e_t · H_t − sft_coef · Σ_t x_t · π_t.
 
-    w are the batch's token weights and o its old log-probabilities: the policy's own, without gradient, where it has
-    none. c = exp(o − s) corrects for the sampler's log-probabilities s, which are taken to be o where the batch has
-    none; the KL is to the reference's.
+    ρ_t = exp(π_t − o_t). w are the batch's token weights, e and x those of entropy and transcripts; o its old
+    log-probabilities: the policy's own, without gradient, where it has none. c = exp(o − s) corrects for the sampler's
+    log-probabilities s, which are taken to be o where the batch has none, and of a transcript, which nothing sampled.
+    The KL is to the reference's. KL and entropy are means over draws of the policy, and so are all metrics but the
+    transcripts' own: a transcript has no part in them.
     """
-    policy, mask, advantage = scores.log_probs, batch.mask, batch.advantages[..., None]
+    policy, mask, sampled, advantage = scores.log_probs, batch.mask, batch.sampled, batch.advantages[..., None]
     fixed = jax.lax.stop_gradient(policy)
     old = fixed if batch.old_log_probs is None else batch.old_log_probs
-    sampler = old if batch.sampler_log_probs is None else batch.sampler_log_probs
+    sampler = old if batch.sampler_log_probs is None else jnp.where(sampled, batch.sampler_log_probs, old)
     ratio = policy_ratio(policy - old, mask, settings.importance_sampling_level)
     correction = sampler_ratio(old - sampler, mask, settings.correction or _UNBOUNDED)
     metrics: dict[str, Metric] = {
-        "entropy": average(scores.entropy, mask),
-        "policy_ratio/mean": average(ratio, mask),
-        **_clipping(ratio, advantage, mask, settings),
-        **_sampling(jnp.abs(old - sampler), correction, mask),
+        "entropy": average(scores.entropy, sampled),
+        "policy_ratio/mean": average(ratio, sampled),
+        **_clipping(ratio, advantage, sampled, settings),
+        **_sampling(jnp.abs(old - sampler), correction, sampled),
     }
     per_token = _objective(ratio, advantage, policy, settings)
     if settings.off_policy_mask_threshold is not None:
         drift = sequence_mean(sampler - fixed, mask)
         dropped = (advantage < 0) & (drift > settings.off_policy_mask_threshold)
         per_token = jnp.where(dropped, 0.0, per_token)
-        metrics["sampling/off_policy_fraction"] = average(dropped, mask)
+        metrics["sampling/off_policy_fraction"] = average(dropped, sampled)
     if settings.correction is not None:
         per_token = per_token * correction
-        metrics["sampling/masked_fraction"] = average(correction == 0, mask)
+        metrics["sampling/masked_fraction"] = average(correction == 0, sampled)
     if batch.reference_log_probs is not None:
         kl = kl_divergence(policy, batch.reference_log_probs, settings.kl_estimator)
         kl = kl * ratio if settings.use_bias_correction_kl else kl
-        per_token = per_token + settings.beta * kl
-        metrics["kl"] = average(kl, mask)
-    loss = jnp.where(mask, per_token * batch.token_weights, 0.0).sum()
+        per_token = per_token + jnp.where(sampled, settings.beta * kl, 0.0)
+        metrics["kl"] = average(kl, sampled)
+    policy_loss = jnp.where(mask, per_token * batch.token_weights, 0.0).sum()
+    further, of_further = _beside_the_policy(scores, batch, settings)
+    if batch.entropy_weights is not None or batch.transcript_weights is not None:
+        metrics |= {"policy_loss": Total(policy_loss), **of_further}
+    loss = policy_loss + further
     return loss, jax.lax.stop_gradient(LossAux(loss, metrics))
+
+
+def _beside_the_policy(
+    scores: TokenScores, batch: GroupBatch, settings: LossSettings
+) -> tuple[Float[Array, ""], dict[str, Metric]]:
+    """The bonus for entropy and the cross-entropy of transcripts; 0 where the batch weighs neither."""
+    added, metrics = jnp.float32(0), {}
+    if batch.entropy_weights is not None:
+        added -= settings.entropy_coef * _weighted(scores.entropy, batch.entropy_weights)
+    if batch.transcript_weights is not None:
+        added -= settings.sft_coef * _weighted(scores.log_probs, batch.transcript_weights)
+        metrics["transcript/cross_entropy"] = average(-scores.log_probs, batch.transcript_weights > 0)
+    return added, metrics
+
+
+def _weighted(values: Float[Array, "B G C"], weights: Float[Array, "B G C"]) -> Float[Array, ""]:
+    return jnp.where(weights > 0, values * weights, 0.0).sum()
 
 
 def _objective(

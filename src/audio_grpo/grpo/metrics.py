@@ -52,7 +52,51 @@ class Largest(NamedTuple):
         return _zero_of_nothing(self.amount)
 
 
-Metric = Average | Least | Largest
+class Total(NamedTuple):
+    """A sum that the parts of a batch add to."""
+
+    amount: Float[Array, ""]
+
+    def merge(self, other: "Total") -> "Total":
+        """That of two parts together."""
+        return Total(self.amount + other.amount)
+
+    def value(self) -> float:
+        """As it is."""
+        return float(self.amount)
+
+
+class LargestLoad(NamedTuple):
+    """Tokens of the busiest expert by those of an even share, in the layer where that is most."""
+
+    assigned: Float[Array, "L E"]
+    """Tokens that went to each expert."""
+
+    def merge(self, other: "LargestLoad") -> "LargestLoad":
+        """That of two parts together."""
+        return LargestLoad(self.assigned + other.assigned)
+
+    def value(self) -> float:
+        """1 where all experts have the same, E / k where all tokens go to the same k; 0 of nothing."""
+        even = jnp.maximum(self.assigned.mean(axis=1), 1e-9)
+        return float((self.assigned.max(axis=1) / even).max())
+
+
+class UnusedExperts(NamedTuple):
+    """Share of the experts of all layers to which no token went."""
+
+    assigned: Float[Array, "L E"]
+
+    def merge(self, other: "UnusedExperts") -> "UnusedExperts":
+        """That of two parts together."""
+        return UnusedExperts(self.assigned + other.assigned)
+
+    def value(self) -> float:
+        """Between 0 and 1."""
+        return float((self.assigned == 0).mean())
+
+
+Metric = Average | Least | Largest | Total | LargestLoad | UnusedExperts
 
 
 class LossAux(NamedTuple):

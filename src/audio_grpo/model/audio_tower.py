@@ -4,6 +4,8 @@ Its attention never leaves an 8 s window and its positions restart in every 1 s 
 each other: the tower runs on rows of windows, whichever clips they come from.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -21,6 +23,8 @@ from audio_grpo.parallel.activations import Placement
 from audio_grpo.types import AudioBatch
 
 PREFIX = "audio_tower."
+_CHUNKS_AT_ONCE = 2
+"""Of a row that a CPU convolves together."""
 
 
 def audio_tower_table(spec: AudioTowerSpec) -> Table:
@@ -132,12 +136,24 @@ def audio_token_count_of(spec: AudioTowerSpec, frames: Int[Array, "P R"]) -> Int
 def _convolve_chunks(
     spec: AudioTowerSpec, weights: Weights, chunks: Float[Array, "P R M f"], platform: str
 ) -> Float[Array, "P A D"]:
-    x = chunks.reshape(-1, spec.mel_bins, spec.chunk_frames, 1)
-    # On CPU a convolution within a loop or a branch keeps to one thread.
-    convolve = shifted_products if platform == "cpu" else _convolve
-    for i in (1, 2, 3):
-        x = convolve(x, weights[f"conv2d{i}.weight"].astype(x.dtype))
-        x = jax.nn.gelu(x + weights[f"conv2d{i}.bias"].astype(x.dtype), approximate=False)
+    convolutions = [
+        (weights[f"conv2d{i}.weight"].astype(chunks.dtype), weights[f"conv2d{i}.bias"].astype(chunks.dtype))
+        for i in (1, 2, 3)
+    ]
+
+    def through(x: Float[Array, "*n h w c"], convolve: Callable[..., Array]) -> Float[Array, "*n H W o"]:
+        for kernel, bias in convolutions:
+            x = jax.nn.gelu(convolve(x, kernel) + bias, approximate=False)
+        return x
+
+    x = chunks[..., None]
+    if platform == "cpu":
+        # A convolution within a loop or a branch keeps to one thread there, and few chunks at once stay in the cache.
+        mapped = partial(through, convolve=shifted_products)
+        x = jax.lax.map(mapped, x.swapaxes(0, 1), batch_size=_CHUNKS_AT_ONCE).swapaxes(0, 1)
+        x = x.reshape(-1, *x.shape[2:])
+    else:
+        x = through(x.reshape(-1, *x.shape[2:]), _convolve)
     x = linear(weights, "conv_out", x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1))
     x = x + _sinusoids(x.shape[1], spec.width).astype(x.dtype)
     return x.reshape(chunks.shape[0], -1, spec.width)

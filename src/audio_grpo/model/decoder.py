@@ -10,6 +10,7 @@ from audio_grpo.model.attention import Projected, heads_first
 from audio_grpo.model.experts import experts_mlp
 from audio_grpo.model.grouped import Matrices
 from audio_grpo.model.layers import linear, rms_norm, rope
+from audio_grpo.model.router import Routing, route
 from audio_grpo.model.spec import DecoderSpec
 from audio_grpo.model.table import Table, Weight, Weights
 from audio_grpo.parallel.activations import Placement
@@ -83,14 +84,15 @@ def decoder_layer(
     place: Placement,
     attention: Attention,
     experts: Matrices | None = None,
-) -> tuple[Float[Array, "S Q D"], KeysValues]:
+) -> tuple[Float[Array, "S Q D"], KeysValues, Routing | None]:
     """One layer on new positions; `experts` are its experts' matrices where they are not among its weights.
 
-    Returns the new hidden states and the new positions' keys and values, which a caller may keep as a segment.
+    Returns the new hidden states, the new positions' keys and values, which a caller may keep as a segment, and to
+    which experts the positions went, where there are any.
     """
     new = project(spec, w, stream, place)
-    x = finish_layer(spec, w, stream.x, attention(new), place, experts)
-    return x, KeysValues(heads_first(new.keys), heads_first(new.values))
+    x, routing = finish_layer(spec, w, stream.x, attention(new), place, experts)
+    return x, KeysValues(heads_first(new.keys), heads_first(new.values)), routing
 
 
 def project(spec: DecoderSpec, w: Weights, stream: Stream, place: Placement) -> Projected:
@@ -115,19 +117,25 @@ def finish_layer(
     attended: Float[Array, "S Q H N"],
     place: Placement,
     experts: Matrices | None = None,
-) -> Float[Array, "S Q D"]:
-    """The second half of a layer, from what attention gave; `experts` as `decoder_layer` has them."""
+    given: Int[Array, "S Q k"] | None = None,
+) -> tuple[Float[Array, "S Q D"], Routing | None]:
+    """The second half of a layer, from what attention gave; `experts` as `decoder_layer` has them.
+
+    With `given` experts, positions go to these. Returns the new hidden states and where positions went.
+    """
     flat = place(attended.reshape(*x.shape[:2], -1), "batch", None, "heads")
     x = place(x + linear(w, "self_attn.o_proj", flat), "batch", None, "embed")
     y = rms_norm(x, w["post_attention_layernorm.weight"], spec.norm_eps)
-    return place(x + _mlp(spec, w, y, place, experts), "batch", None, "embed")
+    if not spec.experts:
+        return place(x + _mlp(w, y, place), "batch", None, "embed"), None
+    tokens = y.reshape(-1, spec.width)
+    chosen = None if given is None else given.reshape(-1, spec.experts_per_token)
+    routing = route(spec, w, tokens, wide=place.cuts_width, given=chosen)
+    added = experts_mlp(spec, w, tokens, routing, place, experts).reshape(y.shape)
+    return place(x + added, "batch", None, "embed"), routing
 
 
-def _mlp(
-    spec: DecoderSpec, w: Weights, y: Float[Array, "S Q D"], place: Placement, experts: Matrices | None
-) -> Float[Array, "S Q D"]:
-    if spec.experts:
-        return experts_mlp(spec, w, y.reshape(-1, spec.width), place, experts).reshape(y.shape)
+def _mlp(w: Weights, y: Float[Array, "S Q D"], place: Placement) -> Float[Array, "S Q D"]:
     gate, up = (linear(w, f"mlp.{name}_proj", y, wide=place.cuts_width) for name in ("gate", "up"))
     inner = jax.nn.silu(gate) * up
     return linear(w, "mlp.down_proj", place(inner, "batch", None, "mlp"))

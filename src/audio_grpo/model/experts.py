@@ -1,4 +1,4 @@
-"""Mixture of experts: each token goes to its top experts, and none is ever dropped.
+"""Mixture of experts: each token goes to the experts that `router` says, and none is ever dropped.
 
 Where experts are shared out over devices, either their weights come to the tokens or the tokens to their experts,
 whichever moves fewer bytes (`tokens_travel`). Tokens travel by all-gather and return by reduce-scatter: an all-to-all
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from audio_grpo.model.grouped import Matrices, Matrix, OfLayer, experts_of, grouped_mlp, taken
-from audio_grpo.model.layers import linear
+from audio_grpo.model.router import Routing
 from audio_grpo.model.spec import DecoderSpec
 from audio_grpo.model.table import Weights, scope
 from audio_grpo.parallel.activations import Placement
@@ -40,13 +40,18 @@ Routed = tuple[Float[Array, "tokens d"], Float[Array, "tokens k"], Int[Array, "t
 
 
 def experts_mlp(
-    spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"], place: Placement, matrices: Matrices | None = None
+    spec: DecoderSpec,
+    w: Weights,
+    x: Float[Array, "tokens D"],
+    routing: Routing,
+    place: Placement,
+    matrices: Matrices | None = None,
 ) -> Float[Array, "tokens D"]:
-    """Weighted sum of each token's top experts, down(silu(gate x) · up x).
+    """Weighted sum of each token's experts, down(silu(gate x) · up x).
 
     `matrices` are the experts' where they are not among the layer's weights.
     """
-    routed = (x, *_route(spec, w, x, wide=place.cuts_width))
+    routed = (x, routing.shares, routing.chosen)
     given: Matrices = matrices or scope(w, EXPERTS)
     used = jax.tree.map(lambda value: value.astype(x.dtype) if value.ndim else value, dict(given))
     mesh = place.mesh
@@ -78,16 +83,6 @@ def tokens_travel(spec: DecoderSpec, tokens: int, shards: int) -> bool:
     three matrices an expert, and in the backward pass their gradients return.
     """
     return 2 * tokens * shards < 3 * spec.experts * spec.expert_width
-
-
-def _route(
-    spec: DecoderSpec, w: Weights, x: Float[Array, "tokens D"], *, wide: bool
-) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
-    probabilities = jax.nn.softmax(linear(w, "mlp.gate", x, wide=wide).astype(jnp.float32), axis=-1)
-    shares, chosen = jax.lax.top_k(probabilities, spec.experts_per_token)
-    if spec.norm_topk:
-        shares = shares / shares.sum(axis=-1, keepdims=True)
-    return shares, chosen
 
 
 def _many_tokens(spec: DecoderSpec, place: Placement, routed: Routed, matrices: Matrices) -> Float[Array, "tokens d"]:

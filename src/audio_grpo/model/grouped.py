@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox import ops as megablox
 from jaxtyping import Array, Float, Int
 
-_BLOCK_ROWS = 32
-"""Rows that share one expert's weights in a batched product: large enough to fill a core, small enough to waste few."""
+_FEWEST_ROWS, _MOST_ROWS = 8, 128
+"""Of a block, which has a copy of its expert's matrices: more rows share a copy, fewer leave less padding."""
 _LANES = 128
 """The TPU kernel takes widths that are multiples of this."""
 
@@ -136,24 +136,33 @@ def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
 
     CPU computes a `ragged_dot` for every row and every expert; here the work follows the routed rows.
     """
-    experts = sizes.shape[0]
-    blocks_per_expert = -(-sizes // _BLOCK_ROWS)
+    experts, size = sizes.shape[0], _block_rows(count, sizes.shape[0])
+    blocks_per_expert = -(-sizes // size)
     first_block = jnp.cumsum(blocks_per_expert) - blocks_per_expert
-    blocks = min(count, count // _BLOCK_ROWS + experts)
+    blocks = min(count, count // size + experts)
     expert_of_row = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=count)
     rank = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[expert_of_row]
-    slot = first_block[expert_of_row] * _BLOCK_ROWS + rank
-    slot = jnp.where(jnp.arange(count) < sizes.sum(), slot, blocks * _BLOCK_ROWS)
+    slot = first_block[expert_of_row] * size + rank
+    slot = jnp.where(jnp.arange(count) < sizes.sum(), slot, blocks * size)
     expert_of_block = jnp.repeat(jnp.arange(experts), blocks_per_expert, total_repeat_length=blocks)
 
     def arrange(x: Float[Array, "n D"]) -> Float[Array, "b r D"]:
-        empty = jnp.zeros((blocks * _BLOCK_ROWS, x.shape[1]), x.dtype)
-        return empty.at[slot].set(x, mode="drop").reshape(blocks, _BLOCK_ROWS, -1)
+        empty = jnp.zeros((blocks * size, x.shape[1]), x.dtype)
+        return empty.at[slot].set(x, mode="drop").reshape(blocks, size, -1)
 
     def product(x: Float[Array, "b r I"], matrix: Matrix) -> Float[Array, "b r O"]:
-        return jnp.einsum("bri,boi->bro", x, taken(matrix)[expert_of_block])
+        if not isinstance(matrix, OfLayer):
+            return jnp.einsum("bri,boi->bro", x, matrix[expert_of_block])
+        layers = matrix.layers.reshape(-1, *matrix.layers.shape[2:])
+        return jnp.einsum("bri,boi->bro", x, layers[matrix.layer * experts + expert_of_block])
 
     def restore(x: Float[Array, "b r D"]) -> Float[Array, "n D"]:
-        return x.reshape(blocks * _BLOCK_ROWS, -1).at[slot].get(mode="fill", fill_value=0)
+        return x.reshape(blocks * size, -1).at[slot].get(mode="fill", fill_value=0)
 
     return Grouping(arrange, product, restore)
+
+
+def _block_rows(count: int, experts: int) -> int:
+    """Rows of a block: a power of two, about twice an expert's even share."""
+    share = max(1, 2 * count // experts)
+    return min(max(1 << (share.bit_length() - 1), _FEWEST_ROWS), _MOST_ROWS)

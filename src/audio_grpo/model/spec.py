@@ -78,6 +78,8 @@ class ThinkerSpec:
     """Of activations and matrix products."""
     remat: bool = True
     """Recompute each layer in the backward pass."""
+    router_replay: bool = False
+    """Prefill and decoding tell which experts each token went to."""
     lora_scale: float = 1.0
     """alpha / rank of the adapters, where the weights have any."""
     flash: bool = False

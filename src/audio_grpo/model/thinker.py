@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from audio_grpo.model import audio_tower
 from audio_grpo.model.attention import Projected, Segment, attend, own_segment
@@ -16,10 +17,29 @@ from audio_grpo.model.flash import causal_attention, group_attention
 from audio_grpo.model.grouped import OfLayer
 from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.lora import scaled
+from audio_grpo.model.router import Load, Routing, by_position, given_experts, load_of, of_layer, route_dtype
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
 from audio_grpo.model.table import Table, Weights, scope
 from audio_grpo.parallel.activations import FEW_TOKENS, MANY_TOKENS, Placement
-from audio_grpo.types import AudioBatch, PromptBatch
+from audio_grpo.types import AudioBatch, PromptBatch, Routes
+
+
+class Kept(NamedTuple):
+    """What is kept of new positions."""
+
+    cache: KeysValues
+    """[L, S, K, Q, N]."""
+    routes: Int[Array, "S Q Lk"] | None
+    """Experts that the positions went to, as `Routes` has them, where `router_replay` asks for them."""
+
+
+class GroupHidden(NamedTuple):
+    """What a forward of groups gives."""
+
+    hidden: Float[Array, "B G C D"]
+    """Final hidden states that predict each completion token."""
+    load: Load | None
+    """Of the experts, by layer."""
 
 
 def thinker_table(spec: ThinkerSpec) -> Table:
@@ -40,18 +60,19 @@ def hear(spec: ThinkerSpec, weights: Weights, audio: AudioBatch) -> Float[Array,
 
 def prefill(
     spec: ThinkerSpec, weights: Weights, prompts: PromptBatch, heard: Float[Array, "B A D"], audio_pad: int
-) -> tuple[Float[Array, "B D"], KeysValues]:
-    """Run B prompts; returns the final hidden state of each last token and all keys and values [L, B, K, T, N]."""
+) -> tuple[Float[Array, "B D"], Kept]:
+    """Run B prompts; returns the final hidden state of each last token, and what is kept of all tokens."""
     place = Placement(spec.mesh, MANY_TOKENS)
     stream = _prompt_stream(spec, weights, prompts, heard, audio_pad, place)
 
     causal = partial(causal_attention, mesh=spec.mesh) if spec.flash else _causal
 
-    def layer(x: Float[Array, "B T D"], w: Weights) -> tuple[Float[Array, "B T D"], KeysValues]:
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, causal)
+    def layer(x: Float[Array, "B T D"], w: Weights) -> tuple[Float[Array, "B T D"], Kept]:
+        x, cache, routing = decoder_layer(spec.decoder, w, stream._replace(x=x), place, causal)
+        return x, Kept(cache, _kept_routes(spec, routing, x))
 
-    x, cache = jax.lax.scan(layer, stream.x, _layers(spec, weights))
-    return _final_norm(spec, weights, _last(x, prompts)), cache
+    x, kept = jax.lax.scan(layer, stream.x, _layers(spec, weights))
+    return _final_norm(spec, weights, _last(x, prompts)), _of_all_layers(kept)
 
 
 def extend(
@@ -60,10 +81,10 @@ def extend(
     tokens: Int[Array, "S Q"],
     positions: Int[Array, "S Q"],
     cached: Sequence[Segment],
-) -> tuple[Float[Array, "S Q D"], KeysValues]:
+) -> tuple[Float[Array, "S Q D"], Kept]:
     """Run Q further tokens, few, of S sequences; the cached segments' keys and values are stacked over layers.
 
-    Returns final hidden states and the new keys and values [L, S, K, Q, N].
+    Returns final hidden states and what is kept of the tokens.
     """
     place = Placement(spec.mesh, FEW_TOKENS)
     stream = Stream(_embed(spec, weights, tokens, place), positions)
@@ -72,7 +93,7 @@ def extend(
     experts = scope(layers, EXPERTS)
     others = {key: value for key, value in layers.items() if not key.startswith(EXPERTS)}
 
-    def layer(x: Float[Array, "S Q D"], scanned: tuple) -> tuple[Float[Array, "S Q D"], KeysValues]:
+    def layer(x: Float[Array, "S Q D"], scanned: tuple) -> tuple[Float[Array, "S Q D"], Kept]:
         number, w, keys_values = scanned
         matrices = {key: OfLayer(value, number) for key, value in experts.items()}
         segments = [
@@ -83,11 +104,12 @@ def extend(
         def attention(new: Projected) -> Float[Array, "S Q H N"]:
             return attend(new.queries, [*segments, own_segment(new)])
 
-        return decoder_layer(spec.decoder, w, stream._replace(x=x), place, attention, matrices)
+        x, cache, routing = decoder_layer(spec.decoder, w, stream._replace(x=x), place, attention, matrices)
+        return x, Kept(cache, _kept_routes(spec, routing, x))
 
     stacked = [(segment.keys, segment.values) for segment in cached]
     x, new = jax.lax.scan(layer, stream.x, (jnp.arange(spec.decoder.layers), others, stacked))
-    return _final_norm(spec, weights, x), new
+    return _final_norm(spec, weights, x), _of_all_layers(new)
 
 
 def group_hidden(
@@ -97,11 +119,27 @@ def group_hidden(
     heard: Float[Array, "B A D"],
     completions: Int[Array, "B G C"],
     audio_pad: int,
+    routes: Routes | None = None,
 ) -> Float[Array, "B G C D"]:
-    """Final hidden states that predict each completion token; prompts are computed once for their G completions.
+    """Final hidden states that predict each completion token, as `group_forward` has them."""
+    return group_forward(spec, weights, prompts, heard, completions, audio_pad, routes).hidden
+
+
+def group_forward(
+    spec: ThinkerSpec,
+    weights: Weights,
+    prompts: PromptBatch,
+    heard: Float[Array, "B A D"],
+    completions: Int[Array, "B G C"],
+    audio_pad: int,
+    routes: Routes | None = None,
+    counted: Bool[Array, "B G C"] | None = None,
+) -> GroupHidden:
+    """Run B prompts, each computed once for its G completions, which go to the experts of `routes` where these say any.
 
     Both streams pass each layer together, so a prompt's keys and values live for one layer only and gradients flow
-    through them: T + G·C positions a group instead of G·(T + C).
+    through them: T + G·C positions a group instead of G·(T + C). With `counted`, which tells a completion's tokens
+    from padding, the load that these and the prompts' tokens are to the experts is told too, where there are experts.
     """
     groups, generations, length = completions.shape
     place = Placement(spec.mesh, MANY_TOKENS)
@@ -110,18 +148,52 @@ def group_hidden(
     positions = jnp.repeat(prompts.true_length, generations)[:, None] + jnp.arange(length - 1)
     completion = Stream(_embed(spec, weights, inputs, place), positions)
     attention = partial(group_attention, mesh=spec.mesh) if spec.flash else _group_attention
+    given = given_experts(routes, generations, length - 1)
+    real = None if counted is None else _real_tokens(prompts, counted)
 
-    def layer(xs: tuple[Array, Array], w: Weights) -> tuple[tuple[Array, Array], None]:
+    def layer(xs: tuple[Array, Array], scanned: tuple) -> tuple[tuple[Array, Array], Load | None]:
+        number, w = scanned
         new_prompt = project(spec.decoder, w, prompt._replace(x=xs[0]), place)
         new_completion = project(spec.decoder, w, completion._replace(x=xs[1]), place)
         x, y = attention(new_prompt, new_completion, prompts.true_length)
-        return (finish_layer(spec.decoder, w, xs[0], x, place), finish_layer(spec.decoder, w, xs[1], y, place)), None
+        to = [of_layer(spec.decoder, routes, number) for routes in given]
+        x, of_prompt = finish_layer(spec.decoder, w, xs[0], x, place, given=to[0])
+        y, of_completion = finish_layer(spec.decoder, w, xs[1], y, place, given=to[1])
+        return (x, y), _load(real, of_prompt, of_completion)
 
     body = jax.checkpoint(layer) if spec.remat else layer
-    (x, y), _ = jax.lax.scan(body, (prompt.x, completion.x), _layers(spec, weights))
+    numbers = None if routes is None else jnp.arange(spec.decoder.layers)
+    (x, y), load = jax.lax.scan(body, (prompt.x, completion.x), (numbers, _layers(spec, weights)))
     first = jnp.broadcast_to(_last(x, prompts)[:, None, None], (groups, generations, 1, x.shape[-1]))
     hidden = jnp.concatenate([first, y.reshape(groups, generations, length - 1, -1)], axis=2)
-    return _final_norm(spec, weights, hidden)
+    return GroupHidden(_final_norm(spec, weights, hidden), load)
+
+
+def _kept_routes(spec: ThinkerSpec, routing: Routing | None, x: Float[Array, "S Q D"]) -> Int[Array, "S Q k"] | None:
+    if routing is None or not spec.router_replay:
+        return None
+    return routing.chosen.astype(route_dtype(spec.decoder)).reshape(*x.shape[:2], -1)
+
+
+def _of_all_layers(kept: Kept) -> Kept:
+    """Routes, stacked over layers by a scan, by position."""
+    return kept if kept.routes is None else kept._replace(routes=by_position(kept.routes))
+
+
+def _real_tokens(
+    prompts: PromptBatch, counted: Bool[Array, "B G C"]
+) -> tuple[Bool[Array, "n_prompt"], Bool[Array, "n_completion"]]:
+    """Which of all prompts' tokens and of all completions' inputs are no padding."""
+    positions = jnp.arange(prompts.tokens.shape[1])
+    return (positions < prompts.true_length[:, None]).reshape(-1), counted[:, :, :-1].reshape(-1)
+
+
+def _load(real: tuple[Array, Array] | None, *routings: Routing | None) -> Load | None:
+    """That of prompts and completions together in one layer."""
+    if real is None:
+        return None
+    loads = [load_of(routing, which) for routing, which in zip(routings, real, strict=True) if routing is not None]
+    return jax.tree.map(jnp.add, *loads) if loads else None
 
 
 def _causal(new: Projected) -> Float[Array, "S Q H N"]:

@@ -33,7 +33,7 @@ def limits(planner: Planner, config: Config, plan: RunPlan) -> list[Limit]:
         _changed(config, {"max_slots": 2 * config.max_slots} | _enough_prompts(config, plan)), phases=["decode burst"]
     )
     for_prompts = _growth(plan, more_prompts) / batch
-    positions = plan.work.prompt_length + plan.work.generations * plan.work.completion_length
+    positions = plan.work.prompt_length + plan.work.learned * plan.work.completion_length
     seconds = config.audio_max_seconds
     for_seconds = {
         "gradients": batch * for_prompts * _TOKENS_PER_SECOND / positions,

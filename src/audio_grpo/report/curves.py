@@ -16,7 +16,8 @@ from audio_grpo.training.json_lines import Record
 _TOPICS: dict[str, tuple[str, ...]] = {
     "Reward": ("reward", "reward_std", "frac_reward_zero_std", "rewards/", "frac_reward_zero_std/"),
     "Transcription errors": ("wer", "errors/", "answers/"),
-    "Policy": ("loss", "kl", "entropy", "grad_norm", "clip_ratio/", "learning_rate", "skipped_updates"),
+    "Policy": ("loss", "policy_loss", "kl", "entropy", "grad_norm", "clip_ratio/", "learning_rate", "skipped_updates"),
+    "Transcripts": ("transcript/",),
     "Gradient norms by part": ("grad_norm/",),
     "Skipped updates by cause": ("skipped_updates/",),
     "Completions": ("completions/",),

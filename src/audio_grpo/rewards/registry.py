@@ -53,6 +53,10 @@ class RewardTable:
         weight = np.ones(len(self.names)) if weights is None else np.asarray(weights)
         return np.tensordot(weight, self.values, axes=1).astype(np.float32)
 
+    def first(self, count: int) -> "RewardTable":
+        """That of each prompt's first `count` completions."""
+        return RewardTable(names=self.names, values=self.values[..., :count])
+
 
 def resolve_reward(name_or_path: str) -> RewardFunction:
     """The function that a configuration names.

@@ -1,6 +1,7 @@
 """The engine's programs for one model on one mesh, each compiled when it is first called."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,7 +20,8 @@ class EnginePrograms:
     """Jitted programs; arguments are those of the functions in `rollout.programs`."""
 
     def __init__(self, spec: ThinkerSpec, settings: EngineSettings, special: SpecialTokens, mesh: Mesh) -> None:
-        self._spec, self._settings, self._special, self._mesh = spec, settings, special, mesh
+        self._spec = replace(spec, router_replay=settings.router_replay)
+        self._settings, self._special, self._mesh = settings, special, mesh
 
     @cached_property
     def prefill(self) -> Callable[..., Any]:
@@ -32,7 +34,7 @@ class EnginePrograms:
         """(fewest, weights, allowed, state, queue) → state and report."""
         sizes = (self._settings.sampling, self._special.stop, self._settings.burst)
         program = partial(programs.decode_burst, self._spec, *sizes)
-        shardings = (self.state_sharding, report_sharding(self._mesh))
+        shardings = (self.state_sharding, report_sharding(self._mesh, router_replay=self._spec.router_replay))
         return jax.jit(program, static_argnums=0, donate_argnums=3, out_shardings=shardings)
 
     @cached_property
@@ -69,4 +71,4 @@ class EnginePrograms:
     @cached_property
     def state_sharding(self) -> DecodeState:
         """A sharding for each array of the state."""
-        return state_sharding(self._mesh)
+        return state_sharding(self._mesh, router_replay=self._spec.router_replay)

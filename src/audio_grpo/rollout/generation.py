@@ -178,14 +178,17 @@ class Generation:
                 yield prompt, self._failed(prompt)
                 continue
             completions = tuple(self._completion(outputs, whole, g) for g in range(self._shape.generations))
-            yield prompt, RequestResult(id=self._work.ids[prompt], completions=completions)
+            length = self._work.prompts.true_length[prompt]
+            routes = None if outputs.routes is None else np.array(outputs.routes.prompts[whole, :length])
+            yield prompt, RequestResult(id=self._work.ids[prompt], completions=completions, prompt_routes=routes)
 
     def _completion(self, outputs: Outputs, row: int, sample: int) -> Completion:
         count = int(outputs.length[row, sample])
         end = self._stop_strings.end(np.asarray(outputs.tokens[row, sample, :count]))
         tokens, log_probs, log_kept = (np.array(values[row, sample, : end or count]) for values in outputs[:3])
         reason: FinishReason = "stop" if end or int(tokens[-1]) in self._stop else "length"
-        return Completion(token_ids=tokens, logprobs=log_probs, log_kept=log_kept, finish_reason=reason)
+        routes = None if outputs.routes is None else np.array(outputs.routes.completions[row, sample, : end or count])
+        return Completion(token_ids=tokens, logprobs=log_probs, log_kept=log_kept, finish_reason=reason, routes=routes)
 
     def _whole_row(self, part: int, row: int) -> int:
         return part * (self._shape.rows // self._shape.parts) + row

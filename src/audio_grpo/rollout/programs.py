@@ -13,17 +13,19 @@ from audio_grpo.model.attention import Membership, Segment
 from audio_grpo.model.decoder import KeysValues
 from audio_grpo.model.spec import ThinkerSpec
 from audio_grpo.model.table import Weights
-from audio_grpo.model.thinker import extend, output_head, prefill
+from audio_grpo.model.thinker import Kept, extend, output_head, prefill
 from audio_grpo.parallel.activations import FEW_TOKENS, Placement
 from audio_grpo.rollout.sampler import Sampling, draw, drawable
 from audio_grpo.rollout.state import DecodeState, NewPrompts, Outputs, Prompts, Queue, Report, Slots, Work
+from audio_grpo.types import Routes
 
 
 def prefill_rows(
     spec: ThinkerSpec, weights: Weights, state: DecodeState, new: NewPrompts, audio_pad: int
 ) -> DecodeState:
     """Run prompts into rows of the prompt cache and clear the rows' outputs."""
-    hidden, cache = prefill(spec, weights, new.prompts, new.heard, audio_pad)
+    hidden, kept = prefill(spec, weights, new.prompts, new.heard, audio_pad)
+    cache = kept.cache
     old, parts = state.prompts, new.row.shape[0]
     length = new.prompts.tokens.shape[1]
 
@@ -36,6 +38,12 @@ def prefill_rows(
         old_parts, new_parts = (x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (old, fresh))
         put_part = jax.vmap(lambda o, n, r: o.at[:, r, :, :length].set(n, mode="drop"), (1, 1, 0), 1)
         return put_part(old_parts, new_parts, new.row).reshape(old.shape)
+
+    def put_routes(old: Routes | None, fresh: Int[Array, "B t Lk"] | None) -> Routes | None:
+        if old is None or fresh is None:
+            return old
+        rest = old.prompts.shape[1] - length
+        return old._replace(prompts=put(old.prompts, jnp.pad(fresh, ((0, 0), (0, rest), (0, 0)))))
 
     outputs, count = state.outputs, new.limit.shape
     return state._replace(
@@ -50,6 +58,7 @@ def prefill_rows(
             length=put(outputs.length, jnp.zeros(count, jnp.int32)),
             limit=put(outputs.limit, new.limit),
             done=put(outputs.done, jnp.zeros(count, bool)),
+            routes=put_routes(outputs.routes, kept.routes),
         ),
     )
 
@@ -210,7 +219,7 @@ def _decode_step(
         Segment(*slots.cache, _latest(slots.cache, slots.length, column)),
     ]
     positions = (prompts.length[row] + slots.length)[:, None]
-    hidden, new = extend(spec, weights, tokens[:, None], positions, segments)
+    hidden, kept = extend(spec, weights, tokens[:, None], positions, segments)
 
     length = slots.length + slots.active
     ended = jnp.isin(tokens, jnp.asarray(stop, jnp.int32)) | (length >= outputs.limit[row, slots.sample])
@@ -223,12 +232,13 @@ def _decode_step(
             log_kept=outputs.log_kept.at[(*written, at)].set(drawn.log_kept, mode="drop"),
             length=outputs.length.at[written].set(length, mode="drop"),
             done=outputs.done.at[written].set(ended, mode="drop"),
+            routes=_with_routes(outputs.routes, kept, (*written, at)),
         ),
         slots._replace(
             cache=KeysValues(
                 *(
                     jax.lax.dynamic_update_slice_in_dim(old, fresh, column, axis=3)
-                    for old, fresh in zip(slots.cache, new, strict=True)
+                    for old, fresh in zip(slots.cache, kept.cache, strict=True)
                 )
             ),
             hidden=hidden[:, 0],
@@ -239,6 +249,13 @@ def _decode_step(
         state.next,
         Work(work.slot_steps + slots.active.shape[0], work.tokens + slots.active.sum()),
     )
+
+
+def _with_routes(old: Routes | None, kept: Kept, at: tuple[Array, ...]) -> Routes | None:
+    """The experts that each slot's token went to, in its place."""
+    if old is None or kept.routes is None:
+        return old
+    return old._replace(completions=old.completions.at[at].set(kept.routes[:, 0], mode="drop"))
 
 
 def _seen(state: DecodeState, row: Int[Array, "S"], vocab: int) -> Bool[Array, "S V"]:

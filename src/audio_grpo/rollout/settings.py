@@ -29,6 +29,8 @@ class EngineSettings:
     seed: int
     stop_strings: tuple[str, ...] = ()
     """Any of these ends a completion, with the token that completes it."""
+    router_replay: bool = False
+    """Results tell which experts each token went to."""
 
 
 def engine_settings(config: Config) -> EngineSettings:
@@ -50,6 +52,7 @@ def engine_settings(config: Config) -> EngineSettings:
         ),
         seed=config.seed,
         stop_strings=tuple(config.stop_strings),
+        router_replay=config.router_replay,
     )
 
 

@@ -8,9 +8,10 @@ from audio_grpo.model.decoder import KeysValues
 from audio_grpo.parallel.activations import FEW_TOKENS
 from audio_grpo.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from audio_grpo.rollout.state import DecodeState, Outputs, Prompts, Report, Slots, Work
+from audio_grpo.types import Routes
 
 
-def state_sharding(mesh: Mesh) -> DecodeState:
+def state_sharding(mesh: Mesh, *, router_replay: bool) -> DecodeState:
     """Caches are split by sequence and by key/value head, hidden states as decoding has them.
 
     What the host reads is everywhere.
@@ -22,7 +23,7 @@ def state_sharding(mesh: Mesh) -> DecodeState:
     caches = KeysValues(cache, cache)
     return DecodeState(
         Prompts(caches, everywhere, by_sequence, everywhere, everywhere),
-        _outputs_sharding(mesh),
+        _outputs_sharding(mesh, router_replay),
         Slots(caches, decoding, everywhere, everywhere, everywhere, everywhere, everywhere),
         everywhere,
         everywhere,
@@ -30,12 +31,13 @@ def state_sharding(mesh: Mesh) -> DecodeState:
     )
 
 
-def report_sharding(mesh: Mesh) -> Report:
+def report_sharding(mesh: Mesh, *, router_replay: bool) -> Report:
     """Every process reads all of it."""
     everywhere: Any = replicated(mesh)
-    return Report(_outputs_sharding(mesh), Work(everywhere, everywhere), everywhere)
+    return Report(_outputs_sharding(mesh, router_replay), Work(everywhere, everywhere), everywhere)
 
 
-def _outputs_sharding(mesh: Mesh) -> Outputs:
+def _outputs_sharding(mesh: Mesh, router_replay: bool) -> Outputs:
     everywhere: Any = replicated(mesh)
-    return Outputs(everywhere, everywhere, everywhere, everywhere, everywhere, everywhere)
+    routes = Routes(everywhere, everywhere) if router_replay else None
+    return Outputs(everywhere, everywhere, everywhere, everywhere, everywhere, everywhere, routes)

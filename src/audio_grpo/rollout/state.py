@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from audio_grpo.model.decoder import KeysValues
+from audio_grpo.model.router import route_dtype, routes_width
 from audio_grpo.model.spec import ThinkerSpec, compute_dtype
-from audio_grpo.types import PromptBatch
+from audio_grpo.types import PromptBatch, Routes
 
 
 class Prompts(NamedTuple):
@@ -38,6 +39,8 @@ class Outputs(NamedTuple):
     limit: Int[Array, "R G"]
     """Tokens that may be drawn."""
     done: Bool[Array, "R G"]
+    routes: Routes | None
+    """Of R prompts and their completions, where they are replayed."""
 
 
 class Slots(NamedTuple):
@@ -144,6 +147,7 @@ def empty_state(
             zeros(rows, generations),
             zeros(rows, generations),
             jnp.zeros((rows, generations), bool),
+            _empty_routes(spec, (rows, prompt_length), (rows, generations, length)),
         ),
         Slots(
             cache=cache(slots, length),
@@ -158,3 +162,10 @@ def empty_state(
         zeros(parts),
         Work(zeros(), zeros()),
     )
+
+
+def _empty_routes(spec: ThinkerSpec, prompts: tuple[int, ...], completions: tuple[int, ...]) -> Routes | None:
+    if not spec.router_replay:
+        return None
+    dtype, width = route_dtype(spec.decoder), routes_width(spec.decoder)
+    return Routes(jnp.zeros((*prompts, width), dtype), jnp.zeros((*completions, width), dtype))

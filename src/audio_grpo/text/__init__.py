@@ -2,7 +2,7 @@
 
 from audio_grpo.text.answers import ParsedAnswer, extract_transcription, forced_language, parse_answer
 from audio_grpo.text.normalizers import Normalizer, get_normalizer
-from audio_grpo.text.prompts import ReasoningTags, build_prompt, target_text
+from audio_grpo.text.prompts import ReasoningTags, build_prompt, target_text, target_tokens
 from audio_grpo.text.special_tokens import family_special_tokens
 from audio_grpo.text.tokenizer import Tokenizer
 from audio_grpo.text.tokenizer_files import load_tokenizer
@@ -20,4 +20,5 @@ __all__ = [
     "load_tokenizer",
     "parse_answer",
     "target_text",
+    "target_tokens",
 ]

@@ -88,6 +88,13 @@ def target_text(template: Template, transcript: str, *, language: str | None, ta
     return transcript
 
 
+def target_tokens(
+    tokenizer: Tokenizer, template: Template, transcript: str, *, language: str | None, tags: ReasoningTags, stop: int
+) -> list[int]:
+    """Token ids of `target_text`, with the stop token that ends them."""
+    return [*tokenizer.encode(target_text(template, transcript, language=language, tags=tags)), stop]
+
+
 def _opening(tokenizer: Tokenizer, role: str) -> list[int]:
     return [tokenizer.token_id("<|im_start|>"), *tokenizer.encode(f"{role}\n")]
 

@@ -23,6 +23,7 @@ class Groups(NamedTuple):
     """Of the data pipeline."""
     rollout: Rollout
     rewards: RewardTable
+    """With `inject_transcript`, the transcript's too, as one more completion."""
     answers: list[list[ScoredAnswer]]
 
 

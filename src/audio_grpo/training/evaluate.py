@@ -62,7 +62,7 @@ class Evaluator:
         self._files = config.grain_eval_files
         settings = engine_settings(config)
         greedy = Sampling(greedy=True, temperature=settings.sampling.temperature)
-        self._settings = replace(settings, sampling=greedy, generations=1)
+        self._settings = replace(settings, sampling=greedy, generations=1, router_replay=False)
         shards = batch_shards(session.mesh)
         self._batch_size = -(-config.max_slots // shards) * shards
         self._engine: OfflineEngine | None = None

@@ -30,12 +30,13 @@ from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import ScoredAnswer
 from audio_grpo.training.batches import audio_of, place, prompts_of
 from audio_grpo.training.dynamic_sampling import Filled, Groups, fill, teaching
-from audio_grpo.training.grpo_metrics import answer_metrics, length_metrics, reward_metrics
+from audio_grpo.training.grpo_metrics import answer_metrics, length_metrics, reward_metrics, transcript_metrics
 from audio_grpo.training.judging import Judging
 from audio_grpo.training.loop import StepResult, Trainer, Update, create_trainer, run_phase, score, update
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.stopwatch import Stopwatch
 from audio_grpo.training.telemetry import SampledCompletion
+from audio_grpo.training.transcripts import transcripts_of, with_transcripts
 from audio_grpo.types import GroupBatch, RequestResult
 
 
@@ -126,13 +127,15 @@ def grpo_step(
     heard_before = engine.hearing.clips
     (batch, rollout, table, answers), of_sampling = sample_groups(trainer, engine, rewards, batch, step, watch)
     with watch("rewards"):
-        total = table.total(config.reward_weights)
         advantages = compute_advantages(table.values, advantage_settings(config))
+        sampled = table.first(config.num_generations)
+        total = sampled.total(config.reward_weights)
         of_answers = answer_metrics(answers, batch["ground_truth_text"])
     with watch("learn"):
         aux, of_update = learn(trainer, batch, rollout, advantages.values)
     metrics = {
-        **reward_metrics(table, total, advantages, batch["audio_seconds"]),
+        **reward_metrics(sampled, total, advantages, batch["audio_seconds"]),
+        **(transcript_metrics(table.total(config.reward_weights), advantages) if config.inject_transcript else {}),
         **of_answers,
         **length_metrics(rollout),
         **_rollout_metrics(engine),
@@ -142,7 +145,7 @@ def grpo_step(
         **of_update,
         **watch.metrics,
     }
-    return StepResult(metrics, _shown_completions(trainer, batch, rollout, table, total, advantages, answers, step))
+    return StepResult(metrics, _shown_completions(trainer, batch, rollout, sampled, total, advantages, answers, step))
 
 
 def sample_groups(
@@ -180,7 +183,7 @@ def sample_groups(
 def _note(trainer: Trainer, groups: Groups) -> None:
     """Remember how a round's clips did."""
     config = trainer.session.config
-    means = groups.rewards.total(config.reward_weights).mean(axis=1)
+    means = groups.rewards.first(config.num_generations).total(config.reward_weights).mean(axis=1)
     rates = np.array([np.mean([answer.words.rate for answer in group]) for group in groups.answers])
     trainer.data.note(groups.batch["id"], means, rates, teaching(groups, advantage_settings(config)))
 
@@ -197,7 +200,10 @@ def learn(trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages:
 def learner_batch(
     trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages: Float32[np.ndarray, "B G"]
 ) -> tuple[GroupBatch, Heard]:
-    """What is learned from a batch of completions, with the scores that stay fixed meanwhile, and what was said."""
+    """What is learned from a batch of completions, with the scores that stay fixed meanwhile, and what was said.
+
+    With `inject_transcript` the last of each prompt's advantages is its transcript's.
+    """
     config = trainer.session.config
     mask = rollout.mask
     if config.mask_truncated_completions:
@@ -209,7 +215,12 @@ def learner_batch(
         advantages=advantages,
         token_weights=token_weights(mask, config.loss_type),
         sampler_log_probs=rollout.log_probs - rollout.log_kept * config.importance_sampling_correction,
+        entropy_weights=token_weights(mask, "dapo") if config.entropy_coef > 0 else None,
+        routes=rollout.routes,
     )
+    if config.learns_transcripts:
+        transcripts = transcripts_of(trainer.session, batch)
+        groups = with_transcripts(groups, transcripts, config.loss_type, injected=config.inject_transcript)
     # A tower that learns must hear within the update; a frozen one has heard already, perhaps on other devices.
     learns = trainer.session.tower_learns
     heard = audio_of(batch) if learns else moved(rollout.heard, batch_sharding(trainer.session.mesh))

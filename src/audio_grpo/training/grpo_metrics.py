@@ -17,10 +17,13 @@ def reward_metrics(
     advantages: Advantages,
     seconds: Float[np.ndarray, "B"],
 ) -> dict[str, float]:
-    """Rewards, and how many groups of equal ones teach nothing, also by the duration of their clips."""
+    """Rewards of sampled completions, and how many groups of equal ones teach nothing, also by their clips' duration.
+
+    A group whose transcript was injected has an advantage more, and teaches where the transcript earns another reward.
+    """
     metrics = {
         "reward": float(total.mean()),
-        "reward_std": advantages.reward_std,
+        "reward_std": float(total.astype(np.float64).std(axis=1, ddof=1).mean()),
         "frac_reward_zero_std": advantages.frac_reward_zero_std,
     }
     alike = (advantages.values == 0).all(axis=1)
@@ -32,6 +35,14 @@ def reward_metrics(
         metrics[f"rewards/{name}/mean"] = float(values.mean())
         metrics[f"rewards/{name}/std"] = float(values.std())
     return metrics
+
+
+def transcript_metrics(total: Float32[np.ndarray, "B n"], advantages: Advantages) -> dict[str, float]:
+    """What transcripts earn, which are the last of each group's n = G + 1."""
+    return {
+        "transcript/reward": float(total[:, -1].mean()),
+        "transcript/advantage": float(advantages.values[:, -1].mean()),
+    }
 
 
 def answer_metrics(answers: Sequence[Sequence[ScoredAnswer]], references: Sequence[str]) -> dict[str, float]:

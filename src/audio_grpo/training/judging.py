@@ -14,6 +14,7 @@ from audio_grpo.parallel.processes import gather, share_out
 from audio_grpo.rewards import RewardFunction, RewardTable, score_completions
 from audio_grpo.training.answers import ScoredAnswer, score_answers
 from audio_grpo.training.session import Session
+from audio_grpo.training.transcripts import transcript_ids
 from audio_grpo.types import RequestResult
 
 _COLUMNS = ("ground_truth_text", "language", "id", "audio_seconds")
@@ -24,6 +25,7 @@ class Judgement(NamedTuple):
     """Of G completions of each of B prompts."""
 
     rewards: RewardTable
+    """With `inject_transcript`, of G + 1: the transcript's come last."""
     answers: list[list[ScoredAnswer]]
 
 
@@ -86,7 +88,15 @@ def reward_table(
     *,
     must_be_finite: bool = True,
 ) -> RewardTable:
-    """What each function pays for a batch's completions, given as texts and as token ids."""
+    """What each function pays for a batch's completions, given as texts and as token ids.
+
+    With `inject_transcript` each group has a completion more, which comes last: its clip's transcript.
+    """
+    if session.config.inject_transcript:
+        written = transcript_ids(session, batch)
+        ids = [[*group, last] for group, last in zip(ids, written, strict=True)]
+        decoded = [session.tokenizer.decode(each, skip_special_tokens=True) for each in written]
+        texts = [[*group, last] for group, last in zip(texts, decoded, strict=True)]
     column = session.config.prompt_column
     rows = zip(batch[column], batch[f"{column}_true_length"], strict=True)
     prompts = [session.tokenizer.decode(row[:length].tolist(), skip_special_tokens=True) for row, length in rows]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -33,7 +34,28 @@ def create_optimizer(config: Config, updates_per_step: int = 1) -> optax.Gradien
     )
     if config.gradient_clipping_threshold == 0:
         return adamw
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clipping_threshold), adamw)
+    return optax.chain(_clipped_to(config.gradient_clipping_threshold), adamw)
+
+
+def _clipped_to(largest: float) -> optax.GradientTransformation:
+    """Gradients scaled so that their global norm is at most `largest`.
+
+    optax's `clip_by_global_norm` gives the same, but divides each gradient where it is used: compilers then keep a
+    clipped copy of all gradients, which one factor for all of them spares.
+    """
+
+    def init(params: optax.Params) -> optax.OptState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        factor = jnp.minimum(1.0, largest / optax.tree.norm(updates))
+        return jax.tree.map(lambda gradient: gradient * factor, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _with_moments_in(

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from audio_grpo.data.pipeline import padded_frames, prompts_per_step
 from audio_grpo.grpo import Learner, grpo_loss_fn, init_train_state, loss_settings
 from audio_grpo.model.experts import tokens_travel
+from audio_grpo.model.router import route_dtype, routes_width
 from audio_grpo.model.spec import compute_dtype
 from audio_grpo.parallel.mesh import batch_sharding, batch_shards, replicated
 from audio_grpo.rollout.compiled import EnginePrograms
@@ -21,7 +22,7 @@ from audio_grpo.rollout.state import NewPrompts, Queue
 from audio_grpo.training.optimizer import create_optimizer
 from audio_grpo.training.session import Session
 from audio_grpo.training.telemetry import Phase
-from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch
+from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch, Routes
 
 Abstract = Any
 """A pytree of `jax.ShapeDtypeStruct`s with shardings."""
@@ -39,6 +40,8 @@ def create_learner(session: Session, phase: Phase, loss_fn: Any, *, temperature:
         temperature=temperature,
         chunk_size=config.logits_chunk_size,
         lora_dropout=config.lora_dropout,
+        # Parts' losses add up, and each has a balance of its own.
+        router_aux_loss_coef=config.router_aux_loss_coef / config.gradient_accumulation_steps,
         shardings=_state_shardings(session, optimizer),
     )
 
@@ -90,6 +93,8 @@ class Workload:
 
     prompts: int
     generations: int
+    learned: int
+    """Completions of each prompt that the learner is given: those sampled, and the transcript where it is learned."""
     parts: int
     """Of a batch, in gradient accumulation."""
     frames: int
@@ -107,6 +112,7 @@ def workload_of(session: Session) -> Workload:
     return Workload(
         prompts=prompts,
         generations=config.num_generations,
+        learned=config.num_generations + config.learns_transcripts,
         parts=config.gradient_accumulation_steps,
         frames=padded_frames(config.audio_max_seconds, config.max_prefill_predict_length),
         prompt_length=config.max_prefill_predict_length,
@@ -205,7 +211,7 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
     frozen = {key: value for key, value in weights.items() if key not in session.trainable}
     count = work.prompts // work.parts
     groups = _groups(session, work, count)
-    routed = _routed_share(session, count * work.generations * work.completion_length)
+    routed = _routed_share(session, count * work.learned * work.completion_length)
     heard = _audio(session, work, count) if session.tower_learns else _heard(session, work, count)
     scored = (config.grpo_beta > 0) + (config.num_iterations > 1)
     if scored:
@@ -243,7 +249,7 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
 
 def _checked(session: Session, work: Workload) -> dict[str, Abstract]:
     """What a NaN is looked for in before an update."""
-    tokens = (work.prompts, work.generations, work.completion_length)
+    tokens = (work.prompts, work.learned, work.completion_length)
     shapes = {"sampler_log_probs": tokens, "rewards": tokens[:2], "loss": ()}
     return {name: _everywhere(session, shape, jnp.float32) for name, shape in shapes.items()}
 
@@ -278,7 +284,7 @@ def _loss(session: Session) -> Any:
 
 
 def _groups(session: Session, work: Workload, count: int) -> GroupBatch:
-    tokens = (count, work.generations, work.completion_length)
+    tokens = (count, work.learned, work.completion_length)
     real = partial(_shared, session, tokens)
     config = session.config
     return GroupBatch(
@@ -290,7 +296,19 @@ def _groups(session: Session, work: Workload, count: int) -> GroupBatch:
         old_log_probs=real(jnp.float32) if config.num_iterations > 1 else None,
         reference_log_probs=real(jnp.float32) if config.grpo_beta > 0 else None,
         sampler_log_probs=real(jnp.float32),
+        entropy_weights=real(jnp.float32) if config.entropy_coef > 0 else None,
+        transcript_weights=real(jnp.float32) if config.learns_transcripts else None,
+        routes=_routes(session, work, count) if config.router_replay else None,
     )
+
+
+def _routes(session: Session, work: Workload, count: int) -> Routes:
+    """Those of what was sampled; a transcript has none."""
+    decoder = session.spec.decoder
+    real = partial(_shared, session, dtype=route_dtype(decoder))
+    width = routes_width(decoder)
+    completions = (count, work.generations, work.completion_length, width)
+    return Routes(real((count, work.prompt_length, width)), real(completions))
 
 
 def _prompts(session: Session, work: Workload, count: int) -> PromptBatch:

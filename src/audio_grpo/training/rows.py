@@ -14,8 +14,13 @@ from jaxtyping import Array, Int
 def picked(first: Any, second: Any, source: Int[np.ndarray, "B"]) -> Any:
     """A column of B entries: entry i is `first`'s number `source[i]`, or, from B on, `second`'s number less B.
 
-    Lists, host arrays and device arrays are columns, the latter of whatever sharding, which they keep.
+    Lists, host arrays and device arrays are columns, the latter of whatever sharding, which they keep. A tuple of
+    columns gives one of theirs, and None gives None.
     """
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return type(first)(*(picked(*columns, source) for columns in zip(first, second, strict=True)))
     if isinstance(first, jax.Array):
         return _picked_on_device(first, second, source, sharding=first.sharding)
     if isinstance(first, np.ndarray):

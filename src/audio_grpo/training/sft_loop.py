@@ -3,37 +3,38 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from audio_grpo.config import Config
-from audio_grpo.errors import UserError
-from audio_grpo.grpo import TokenScores, token_weights
-from audio_grpo.text import target_text
-from audio_grpo.training.batches import audio_of, place, prompts_of
+from audio_grpo.grpo import TokenScores
+from audio_grpo.grpo.metrics import Metric
+from audio_grpo.training.batches import audio_of, place
 from audio_grpo.training.loop import StepResult, Trainer, create_trainer, run_phase, update
 from audio_grpo.training.run_folder import RunFolder
-from audio_grpo.training.session import Session
+from audio_grpo.training.transcripts import target_groups
 from audio_grpo.types import GroupBatch
 
 
 class SftAux(NamedTuple):
-    """What the loss reports, as sums over tokens."""
+    """What the loss reports: sums over tokens, and metrics of the experts where there are any."""
 
     loss: Float[Array, ""]
     tokens: Float[Array, ""]
     entropy: Float[Array, ""]
+    metrics: dict[str, Metric]
 
     def merge(self, other: "SftAux") -> "SftAux":
         """The report on two parts together."""
-        return SftAux(*(a + b for a, b in zip(self, other, strict=True)))
+        others: dict[str, Any] = other.metrics
+        metrics = {name: metric.merge(others[name]) for name, metric in self.metrics.items()}
+        return SftAux(self.loss + other.loss, self.tokens + other.tokens, self.entropy + other.entropy, metrics)
 
 
 def sft_loss_fn(scores: TokenScores, batch: GroupBatch) -> tuple[Float[Array, ""], SftAux]:
     """Mean negative log-probability of the whole batch's target tokens (in nats)."""
     loss = -jnp.where(batch.mask, scores.log_probs * batch.token_weights, 0.0).sum()
     entropy = jnp.where(batch.mask, scores.entropy, 0.0).sum()
-    return loss, SftAux(loss, batch.mask.sum().astype(jnp.float32), entropy)
+    return loss, SftAux(loss, batch.mask.sum().astype(jnp.float32), entropy, {})
 
 
 def sft_loop(config: Config) -> RunFolder:
@@ -54,37 +55,9 @@ def sft_step(trainer: Trainer, batch: dict[str, Any], _step: int) -> StepResult:
     metrics = {
         "loss": float(aux.loss),
         "entropy": float(aux.entropy) / tokens,
+        **{name: metric.value() for name, metric in aux.metrics.items()},
         **told,
         "audio_seconds": float(batch["audio_seconds"].sum()),
         "num_tokens": tokens + float(groups.prompts.true_length.sum()),
     }
     return StepResult(metrics)
-
-
-def target_groups(session: Session, batch: dict[str, Any]) -> GroupBatch:
-    """Each prompt with its target text as its only completion, the stop token included.
-
-    Raises:
-        UserError: a target does not fit.
-    """
-    capacity = session.config.max_completion_length
-    count = len(batch["ground_truth_text"])
-    tokens = np.full((count, 1, capacity), session.special.pad, np.int32)
-    mask = np.zeros((count, 1, capacity), bool)
-    for b, (text, language) in enumerate(zip(batch["ground_truth_text"], batch["language"], strict=True)):
-        target = target_text(session.config.template, text, language=language, tags=session.tags)
-        ids = [*session.tokenizer.encode(target), session.special.stop[0]]
-        if len(ids) > capacity:
-            raise UserError(
-                f"The transcript of {batch['id'][b]} has {len(ids)} tokens with its stop token, but max_target_length "
-                f"leaves {capacity}: raise max_target_length or leave the record out."
-            )
-        tokens[b, 0, : len(ids)] = ids
-        mask[b, 0, : len(ids)] = True
-    return GroupBatch(
-        prompts=prompts_of(batch, session.config.prompt_column),
-        completion_tokens=tokens,
-        mask=mask,
-        advantages=np.ones((count, 1), np.float32),
-        token_weights=token_weights(mask, "dapo"),
-    )

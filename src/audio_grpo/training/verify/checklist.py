@@ -71,7 +71,8 @@ def checklist(trainer: Trainer, engine: OfflineEngine, rewards: list[RewardFunct
     rollout = attempt(lambda: generate_completions(trainer, engine, batch, 1))
     ids = attempt(lambda: token_ids(rollout.result().tokens, rollout.result().mask))
     texts = attempt(lambda: decode_completions(session, rollout.result().tokens, rollout.result().mask))
-    advantages = made_up_advantages(len(batch["id"]), engine.settings.generations)
+    generations = engine.settings.generations + session.config.inject_transcript
+    advantages = made_up_advantages(len(batch["id"]), generations)
     learned = attempt(lambda: learner_batch(trainer, batch, rollout.result(), advantages))
     checks = [
         line("configuration loads", lambda: configuration_loads(session)),

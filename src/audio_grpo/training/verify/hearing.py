@@ -17,7 +17,7 @@ from audio_grpo.training.batches import audio_of
 from audio_grpo.training.freezing import frozen_weights
 from audio_grpo.training.loop import Trainer, gradients, score
 from audio_grpo.training.optimizer import create_optimizer
-from audio_grpo.training.sft_loop import target_groups
+from audio_grpo.training.transcripts import target_groups
 from audio_grpo.training.verify.check import Finding, rounding, span
 from audio_grpo.types import GroupBatch
 

@@ -28,7 +28,7 @@ def completions_are_not_empty(rollout: Rollout, texts: list[list[str]]) -> Findi
 def sampler_and_learner_agree(trainer: Trainer, groups: GroupBatch, heard: Heard) -> Finding:
     """The learner gives every sampled token the log-probability that the sampler reported."""
     learner, sampler = score(trainer, trainer.weights, groups, heard), groups.sampler_log_probs
-    gap = np.abs(learner - sampler)[groups.mask]
+    gap = np.abs(learner - sampler)[groups.sampled]
     if not gap.size:
         return Finding(False, "no token was sampled to compare")
     bound = rounding(trainer.session.spec)
