@@ -220,10 +220,11 @@ def test_four_devices_learn_what_one_does(on_mesh, on_one_device, sizes):
 
 
 def test_a_rate_of_zero_leaves_every_weight_as_it_is(folder):
-    config = config_of(folder, run_name="rate-0", learning_rate=0.0, steps=2, grain_eval_files=None)
+    config = config_of(folder, run_name="rate-0", learning_rate=0.0, steps=20, grain_eval_files=None)
     before = starting_weights(create_session(config), "grpo")
     for metrics in metrics_of(train_loop(config)):
         assert metrics["policy_ratio/mean"] == 1
+        assert metrics["clip_ratio/region_mean"] == 0
         assert metrics["kl"] < 1e-9
         assert metrics["grad_norm"] > 0
     for key, value in weights_of(config).items():

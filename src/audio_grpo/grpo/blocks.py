@@ -20,24 +20,28 @@ class Chunks:
     number: int
     """Of chunks."""
     shards: int
-    """Parts in which devices hold the completions."""
+    """Parts in which devices hold the completions: one where these do not divide over the devices."""
     place: Placement
 
     def cut(self, x: Shaped[Array, "N *rest"]) -> Shaped[Array, "chunks R *rest"]:
         """Chunks of R completions, one after another."""
         own = x.reshape(self.shards, self.number, -1, *x.shape[1:])
         cut = jnp.moveaxis(own, 1, 0).reshape(self.number, -1, *x.shape[1:])
-        return self.place(cut, None, "batch", *[None] * (x.ndim - 1))
+        return self.place(cut, None, self._axis, *[None] * (x.ndim - 1))
 
     def join(self, x: Shaped[Array, "chunks R *rest"]) -> Shaped[Array, "N *rest"]:
         """The completions of all chunks in their order."""
         own = x.reshape(self.number, self.shards, -1, *x.shape[2:])
-        return self.place(jnp.moveaxis(own, 1, 0).reshape(-1, *x.shape[2:]), "batch", *[None] * (x.ndim - 2))
+        return self.place(jnp.moveaxis(own, 1, 0).reshape(-1, *x.shape[2:]), self._axis, *[None] * (x.ndim - 2))
+
+    @property
+    def _axis(self) -> str | None:
+        return "batch" if self.shards > 1 else None
 
 
 def chunks_of(completions: int, length: int, chunk_size: int, place: Placement) -> Chunks:
     """As few chunks as keep each within `chunk_size` tokens a device, or one completion where that is longer."""
-    shards = place.size("batch")
+    shards = place.size("batch") if completions % place.size("batch") == 0 else 1
     own = completions // shards
     number = next(n for n in range(1, own + 1) if own % n == 0 and (own // n * length <= chunk_size or n == own))
     return Chunks(number, shards, place)
