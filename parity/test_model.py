@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from audio_grpo.audio import audio_token_count
-from audio_grpo.model import experts
+from audio_grpo.model import decoder
+from audio_grpo.model.router import Routing
 from audio_grpo.types import AudioBatch
 from parity.cases import CASES, FRAMES, Case, batches
 from parity.conftest import Agree
@@ -79,14 +81,14 @@ def test_tokens_go_to_the_same_experts(
     case: Case, tmp_path: Path, equal: Agree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[np.ndarray] = []
-    route = experts._route
+    route = decoder.route
 
-    def recording_route(*arguments: object, **keywords: object) -> tuple[jax.Array, jax.Array]:
-        shares, experts_of_token = route(*arguments, **keywords)
-        jax.debug.callback(lambda x: chosen.append(np.asarray(x)), experts_of_token, ordered=True)
-        return shares, experts_of_token
+    def recording_route(*arguments: Any, **keywords: Any) -> Routing:
+        routing = route(*arguments, **keywords)
+        jax.debug.callback(lambda x: chosen.append(np.asarray(x)), routing.chosen, ordered=True)
+        return routing
 
-    monkeypatch.setattr(experts, "_route", recording_route)
+    monkeypatch.setattr(decoder, "route", recording_route)
     reference, ours = _read(case, tmp_path)
     rng = np.random.default_rng(case.seed)
     audio = random_audio(rng, case.spec.audio.mel_bins, [180, 100])
