@@ -24,7 +24,10 @@ SETTINGS = {
 def inputs_of(seed=0):
     rng = np.random.default_rng(seed)
     tokens = (GROUPS, GENERATIONS, LENGTH)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     targets = jnp.asarray(rng.integers(0, VOCAB, tokens), jnp.int32)
     batch = GroupBatch(
         prompts=PromptBatch(jnp.zeros((GROUPS, 4), jnp.int32), jnp.full(GROUPS, 4, jnp.int32)),
