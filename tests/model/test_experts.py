@@ -59,7 +59,7 @@ def every_expert_by_hand(layer, x):
     return y
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 70, 200])
+@pytest.mark.parametrize("tokens", [1, 5, 70, 200, 600])
 def test_each_token_gets_the_weighted_sum_of_its_top_experts(layer, tokens):
     x = np.random.default_rng(tokens).normal(size=(tokens, SPEC.width)).astype(np.float32)
     np.testing.assert_allclose(run_experts(layer, jnp.asarray(x), ANYWHERE), every_expert_by_hand(layer, x), atol=1e-5)
@@ -140,9 +140,12 @@ def test_adapters_of_experts_at_work_equal_merged_ones(layer, adapted):
 @pytest.mark.parametrize("rules", [MANY_TOKENS, FEW_TOKENS], ids=["many", "few"])
 @pytest.mark.parametrize("sizes", [{"expert": 2, "fsdp": 2}, {"expert": 2, "tensor": 2}, {"data": 2, "expert": 2}])
 @pytest.mark.parametrize("tokens", [8, 64])
-@pytest.mark.parametrize("rows_at_once", [16, 1 << 15])
-def test_experts_on_several_devices_give_what_one_gives(adapted, rules, sizes, tokens, rows_at_once, monkeypatch):
+@pytest.mark.parametrize(("rows_at_once", "every"), [(16, False), (1 << 15, False), (1 << 15, True)])
+def test_experts_on_several_devices_give_what_one_gives(
+    adapted, rules, sizes, tokens, rows_at_once, every, monkeypatch
+):
     monkeypatch.setattr(experts, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(experts, "every_is_cheaper", lambda *_: every)
     keys = {f"ici_{axis}_parallelism": sizes.get(axis, 1) for axis in ("data", "fsdp", "expert", "tensor")}
     mesh = create_mesh(small_config(**keys))
     x = jnp.asarray(np.random.default_rng(3).normal(size=(tokens, SPEC.width)), jnp.float32)
@@ -158,6 +161,26 @@ def test_experts_on_several_devices_give_what_one_gives(adapted, rules, sizes, t
     (_, gradients), _ = alone
     assert all(np.abs(value).max() > 1e-3 for key, value in gradients.items() if ".experts." in key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-5), alone, shared)
+
+
+def test_every_expert_at_once_gives_what_blocks_of_rows_give(adapted, monkeypatch):
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(30, SPEC.width)), jnp.float32)
+
+    def run(every):
+        def total(x, layer):
+            y = run_experts(layer, x, ANYWHERE)
+            return (y * jnp.cos(y)).sum(), y
+
+        monkeypatch.setattr(experts, "every_is_cheaper", lambda *_: every)
+        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, adapted)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), run(True), run(False))
+
+
+def test_blocks_pay_once_their_rows_share_copies_of_few_of_many_experts():
+    """Eight experts, two for each token, are all at work soon; of 128 experts a few tokens need few."""
+    assert [grouped.every_is_cheaper(n, 2, 8) for n in (1, 8, 64, 1000)] == [False, True, True, False]
+    assert [grouped.every_is_cheaper(n, 8, 128) for n in (1, 8, 64, 1000)] == [False, False, True, False]
 
 
 def test_experts_come_to_the_tokens_once_that_moves_less():

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 
 _FEWEST_ROWS, _MOST_ROWS = 8, 128
 """Of a block, which has a copy of its expert's matrices: more rows share a copy, fewer leave less padding."""
+_ROWS_OF_COPY = 128
+"""Rows whose product with a matrix takes about as long as a copy of it, on CPU."""
 _LANES = 128
 """The TPU kernel takes widths that are multiples of this."""
 
@@ -38,11 +40,15 @@ def experts_of(matrices: Matrices) -> int:
     return (gate.layers[0] if isinstance(gate, OfLayer) else gate).shape[0]
 
 
+Product = Callable[[Float[Array, "..."], Matrix], Float[Array, "..."]]
+"""Of rows, in an arrangement, with their experts' matrices."""
+
+
 class Grouping(NamedTuple):
     """Products of rows with their experts' matrices; `sizes` says how many rows, in order, each expert has."""
 
     arrange: Callable[[Float[Array, "n D"]], Float[Array, "..."]]
-    product: Callable[[Float[Array, "..."], Matrix], Float[Array, "..."]]
+    product: Product
     restore: Callable[[Float[Array, "..."]], Float[Array, "n D"]]
 
 
@@ -62,24 +68,40 @@ def grouped_mlp(
     grouping = _grouping(platform, rows, sizes)
     # Rows that belong to no expert are computed by no kernel and may hold anything, in both directions.
     valid = (jnp.arange(rows.shape[0]) < sizes.sum())[:, None]
-    arranged = grouping.arrange(jnp.where(valid, rows, 0))
-
-    def inner(name: str) -> Float[Array, "..."]:
-        y = _adapted(grouping, matrices, name, arranged)
-        return y if width_axis is None else jax.lax.psum(y.astype(jnp.float32), width_axis).astype(y.dtype)
-
-    gated = jax.nn.silu(inner("gate_proj")) * inner("up_proj")
-    y = grouping.restore(_adapted(grouping, matrices, "down_proj", gated))
+    y = grouping.restore(_mlp(grouping.product, matrices, grouping.arrange(jnp.where(valid, rows, 0)), width_axis))
     return jnp.where(valid, y, 0)
 
 
-def _adapted(grouping: Grouping, matrices: Matrices, name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def every_mlp(
+    x: Float[Array, "n D"], shares: Float[Array, "n E"], matrices: Matrices, *, width_axis: str | None = None
+) -> Float[Array, "n D"]:
+    """Each row's sum of all experts' MLPs by its shares, most of which are 0; `width_axis` as in `grouped_mlp`."""
+
+    def product(x: Float[Array, "*E I n"], matrix: Matrix) -> Float[Array, "E O n"]:
+        # The matrix comes first because XLA's CPU code reads the first factor where it lies and rearranges the second.
+        return jnp.einsum("eoi,in->eon" if x.ndim == 2 else "eoi,ein->eon", taken(matrix), x)
+
+    return jnp.einsum("edn,ne->nd", _mlp(product, matrices, x.T, width_axis), shares)
+
+
+def _mlp(product: Product, matrices: Matrices, x: Float[Array, "..."], width_axis: str | None) -> Float[Array, "..."]:
+    """Down(silu(gate x) · up x) of rows in a product's arrangement."""
+
+    def inner(name: str) -> Float[Array, "..."]:
+        y = _adapted(product, matrices, name, x)
+        return y if width_axis is None else jax.lax.psum(y.astype(jnp.float32), width_axis).astype(y.dtype)
+
+    gated = jax.nn.silu(inner("gate_proj")) * inner("up_proj")
+    return _adapted(product, matrices, "down_proj", gated)
+
+
+def _adapted(product: Product, matrices: Matrices, name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """What `layers.linear` is for one matrix: the product, plus the adapter's part where there is one."""
-    y = grouping.product(x, matrices[f"{name}.weight"])
+    y = product(x, matrices[f"{name}.weight"])
     if f"{name}.lora_A.weight" not in matrices:
         return y
-    inner = grouping.product(x, matrices[f"{name}.lora_A.weight"])
-    return y + grouping.product(inner, matrices[f"{name}.lora_B.weight"])
+    inner = product(x, matrices[f"{name}.lora_A.weight"])
+    return y + product(inner, matrices[f"{name}.lora_B.weight"])
 
 
 def _grouping(platform: str, rows: Float[Array, "n D"], sizes: Int[Array, "E"]) -> Grouping:
@@ -136,10 +158,10 @@ def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
 
     CPU computes a `ragged_dot` for every row and every expert; here the work follows the routed rows.
     """
-    experts, size = sizes.shape[0], _block_rows(count, sizes.shape[0])
+    experts = sizes.shape[0]
+    blocks, size = _blocks(count, experts)
     blocks_per_expert = -(-sizes // size)
     first_block = jnp.cumsum(blocks_per_expert) - blocks_per_expert
-    blocks = min(count, count // size + experts)
     expert_of_row = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=count)
     rank = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[expert_of_row]
     slot = first_block[expert_of_row] * size + rank
@@ -162,7 +184,14 @@ def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
     return Grouping(arrange, product, restore)
 
 
-def _block_rows(count: int, experts: int) -> int:
-    """Rows of a block: a power of two, about twice an expert's even share."""
+def _blocks(count: int, experts: int) -> tuple[int, int]:
+    """How many blocks `count` rows take at most, and the rows of each: a power of two, about twice an even share."""
     share = max(1, 2 * count // experts)
-    return min(max(1 << (share.bit_length() - 1), _FEWEST_ROWS), _MOST_ROWS)
+    size = min(max(1 << (share.bit_length() - 1), _FEWEST_ROWS), _MOST_ROWS)
+    return min(count, count // size + experts), size
+
+
+def every_is_cheaper(tokens: int, experts_per_token: int, experts: int) -> bool:
+    """Whether so few tokens take CPU less time in `every_mlp` than in blocks, each of which copies its matrices."""
+    blocks, size = _blocks(tokens * experts_per_token, experts)
+    return experts * (tokens + _ROWS_OF_COPY) < blocks * (size + _ROWS_OF_COPY)

@@ -32,7 +32,8 @@ def add_up(logits: Float[Array, "T b G M S"], allowed: Bool[Array, "T b G M #S"]
     """
     peak = jnp.where(allowed, logits, -jnp.inf).max(axis=(2, 3), keepdims=True)
     barred_peak = jnp.where(allowed, -jnp.inf, logits).max(axis=(2, 3), keepdims=True)
-    mass = jnp.exp(logits - jnp.where(allowed, peak, barred_peak))
+    # Two exponentials: XLA's CPU code for one of a selected peak is not vectorised, which costs more.
+    mass = jnp.where(allowed, jnp.exp(logits - peak), jnp.exp(logits - barred_peak))
     groups = jnp.where(allowed, mass, 0.0).sum(axis=3)
     total = jnp.log(groups.sum(axis=2))
     barred = jnp.log(jnp.where(allowed, 0.0, mass).sum(axis=(2, 3)))

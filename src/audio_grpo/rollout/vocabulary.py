@@ -21,7 +21,7 @@ _BLOCKS = 32
 _TILE = 8
 _GROUP = 16
 """Tokens of a block that are summed together, where the block divides by so many."""
-_FEW_LOGITS, _STORED_LOGITS = 5 * 2**20, 2**26
+_FEW_LOGITS, _STORED_LOGITS = 5 * 2**19, 2**26
 """Logits that a device makes at once, at most: on a CPU as many as are faster so than by blocks that stay in its cache,
 elsewhere as its memory holds."""
 
