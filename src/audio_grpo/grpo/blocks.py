@@ -61,30 +61,29 @@ class HeadBlocks:
         """Of the blocks."""
         return jnp.arange(self.head.shape[2])
 
-    def rows(self, block: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, "tensor w D"]:
-        """A block's, gathered from the axes that share out tokens."""
+    def rows(self, block: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, "w D"]:
+        """A block's, gathered from the axes that share out tokens; one matrix, whose products CPU computes fastest."""
         rows = jax.lax.dynamic_index_in_dim(self.head, block, axis=2, keepdims=False).astype(dtype)
-        return self.place(rows.reshape(rows.shape[0], -1, rows.shape[-1]), "vocab", None, None)
+        rows = self.place(rows, "vocab", None, None, None)
+        return self.place(rows.reshape(-1, rows.shape[-1]), "vocab", None)
 
-    def logits(
-        self, rows: Float[Array, "tensor w D"], hidden: Float[Array, "n D"], temperature: float
-    ) -> Float[Array, "n tensor w"]:
+    def logits(self, rows: Float[Array, "w D"], hidden: Float[Array, "n D"], temperature: float) -> Float[Array, "n w"]:
         """Tempered, in float32."""
-        logits = jnp.einsum("nd,tvd->ntv", hidden, rows, preferred_element_type=jnp.float32)
-        return self.place(logits, "batch", "vocab", None) / temperature
+        logits = jnp.einsum("nd,vd->nv", hidden, rows, preferred_element_type=jnp.float32)
+        return self.place(logits, "batch", "vocab") / temperature
 
-    def hits(self, block: Int[Array, ""], targets: Int[Array, "n"]) -> Bool[Array, "n tensor w"]:
+    def hits(self, block: Int[Array, ""], targets: Int[Array, "n"]) -> Bool[Array, "n w"]:
         """Where in a block the targets are."""
         tensor, spread, blocks, size, _ = self.head.shape
         first = (jnp.arange(tensor * spread) * blocks + block) * size
-        return targets[:, None, None] == (first[:, None] + jnp.arange(size)).reshape(tensor, -1)
+        return targets[:, None] == (first[:, None] + jnp.arange(size)).reshape(-1)
 
     def zeros(self) -> Float[Array, "tensor spread blocks v D"]:
         """Gradients of all rows, before the first is added."""
         return jnp.zeros(self.head.shape, jnp.float32)
 
     def add(
-        self, sums: Float[Array, "tensor spread blocks v D"], block: Int[Array, ""], rows: Float[Array, "tensor w D"]
+        self, sums: Float[Array, "tensor spread blocks v D"], block: Int[Array, ""], rows: Float[Array, "w D"]
     ) -> Float[Array, "tensor spread blocks v D"]:
         """Add the gradients of a block's rows to where the rows lie."""
         tensor, spread, _, size, width = self.head.shape
@@ -118,15 +117,15 @@ class Softmax(NamedTuple):
         zero = jnp.zeros(tokens, jnp.float32)
         return cls(zero - jnp.inf, zero, zero, zero)
 
-    def add(self, logits: Float[Array, "n tensor w"], hits: Bool[Array, "n tensor w"]) -> "Softmax":
+    def add(self, logits: Float[Array, "n w"], hits: Bool[Array, "n w"]) -> "Softmax":
         """With one more block, by a running maximum as in FlashAttention (arXiv 2205.14135)."""
-        peak: Any = jax.lax.stop_gradient(jnp.maximum(self.peak, logits.max(axis=(1, 2))))
-        share, mass = jnp.exp(self.peak - peak), jnp.exp(logits - peak[:, None, None])
+        peak: Any = jax.lax.stop_gradient(jnp.maximum(self.peak, logits.max(axis=1)))
+        share, mass = jnp.exp(self.peak - peak), jnp.exp(logits - peak[:, None])
         return Softmax(
             peak,
-            self.total * share + mass.sum(axis=(1, 2)),
-            self.weighted * share + (mass * logits).sum(axis=(1, 2)),
-            self.chosen + jnp.where(hits, logits, 0.0).sum(axis=(1, 2)),
+            self.total * share + mass.sum(axis=1),
+            self.weighted * share + (mass * logits).sum(axis=1),
+            self.chosen + jnp.where(hits, logits, 0.0).sum(axis=1),
         )
 
     @property

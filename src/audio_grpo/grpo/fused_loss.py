@@ -102,7 +102,7 @@ def _chunk(
     states, batch = chunk
     hidden, targets = states.reshape(-1, states.shape[-1]), batch.completion_tokens.reshape(-1)
 
-    def make(seen: Softmax, block: Int[Array, ""]) -> tuple[Softmax, Float[Array, "n tensor w"]]:
+    def make(seen: Softmax, block: Int[Array, ""]) -> tuple[Softmax, Float[Array, "n w"]]:
         logits = blocks.logits(blocks.rows(block, hidden.dtype), hidden, temperature)
         return seen.add(logits, blocks.hits(block, targets)), logits
 
@@ -116,9 +116,9 @@ def _chunk(
         (for_hidden, for_rows), (number, logits) = sums, block
         for_logits = slopes.of(logits, blocks.hits(number, targets)).astype(hidden.dtype)
         rows = blocks.rows(number, hidden.dtype)
-        for_hidden += jnp.einsum("ntv,tvd->nd", for_logits, rows, preferred_element_type=jnp.float32)
+        for_hidden += jnp.einsum("nv,vd->nd", for_logits, rows, preferred_element_type=jnp.float32)
         if for_rows is not None:
-            more = jnp.einsum("ntv,nd->tvd", for_logits, hidden, preferred_element_type=jnp.float32)
+            more = jnp.einsum("nv,nd->vd", for_logits, hidden, preferred_element_type=jnp.float32)
             for_rows = blocks.add(for_rows, number, more)
         return (blocks.place(for_hidden, "batch", None), for_rows), None
 
@@ -139,9 +139,9 @@ class _Slopes:
     log_prob: Float[Array, "n"]
     entropy: Float[Array, "n"]
 
-    def of(self, logits: Float[Array, "n tensor w"], hits: Bool[Array, "n tensor w"]) -> Float[Array, "n tensor w"]:
+    def of(self, logits: Float[Array, "n w"], hits: Bool[Array, "n w"]) -> Float[Array, "n w"]:
         """Of one block."""
-        log_prob, entropy, of_all = (x[:, None, None] for x in (self.log_prob, self.entropy, self.softmax.entropy))
-        log_probabilities = logits - self.softmax.normalizer[:, None, None]
+        log_prob, entropy, of_all = (x[:, None] for x in (self.log_prob, self.entropy, self.softmax.entropy))
+        log_probabilities = logits - self.softmax.normalizer[:, None]
         pulled = log_prob + entropy * (log_probabilities + of_all)
         return jnp.where(hits, log_prob, 0.0) - jnp.exp(log_probabilities) * pulled
