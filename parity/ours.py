@@ -15,7 +15,7 @@ from audio_grpo.grpo.log_probs import compute_log_probs
 from audio_grpo.model.checkpoint import read_published, spec_from_published
 from audio_grpo.model.spec import ThinkerSpec, thinker_spec
 from audio_grpo.model.table import Weights
-from audio_grpo.model.thinker import group_hidden, hear, output_head, prefill, thinker_table
+from audio_grpo.model.thinker import group_forward, hear, output_head, prefill, thinker_table
 from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.types import AudioBatch, PromptBatch
 from parity.reference import SPECIAL
@@ -51,7 +51,7 @@ class Ours:
         """Logits [B, G, C, V] that predict each completion token."""
 
         def run(weights: Weights, prompts: PromptBatch, heard: jax.Array) -> jax.Array:
-            hidden = group_hidden(self.spec, weights, prompts, heard, completions, SPECIAL.audio_pad)
+            hidden = group_forward(self.spec, weights, prompts, heard, completions, SPECIAL.audio_pad).hidden
             return hidden @ output_head(weights).T
 
         return jax.jit(run)(self.weights, prompts, heard)

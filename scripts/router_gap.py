@@ -18,7 +18,7 @@ from audio_grpo.grpo import Rollout, generate_offline_completions
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import Weights
 from audio_grpo.model.table import initialize as initialize_weights
-from audio_grpo.model.thinker import group_hidden, output_head, thinker_table
+from audio_grpo.model.thinker import group_forward, output_head, thinker_table
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.types import AudioBatch, PromptBatch, Routes
 
@@ -69,7 +69,7 @@ def gap(config: Config, weights: Weights, prompts: PromptBatch, rollout: Rollout
         weights: Weights, prompts: PromptBatch, completions: Int[Array, "B G C"], routes: Routes | None
     ) -> Float[Array, "B G C"]:
         unused_pad = -1
-        hidden = group_hidden(spec, weights, prompts, rollout.heard, completions, unused_pad, routes)
+        hidden = group_forward(spec, weights, prompts, rollout.heard, completions, unused_pad, routes).hidden
 
         head = output_head(weights).astype(hidden.dtype)
 

@@ -11,7 +11,7 @@ from audio_grpo.model.experts import experts_mlp
 from audio_grpo.model.router import UNKNOWN, route
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import initialize, scope
-from audio_grpo.model.thinker import group_forward, group_hidden, prefill, thinker_table
+from audio_grpo.model.thinker import group_forward, prefill, thinker_table
 from audio_grpo.parallel.activations import MANY_TOKENS, Placement
 from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.types import PromptBatch, Routes
@@ -60,8 +60,8 @@ def drawn_routes(shape, seed):
 
 def hidden_of(spec, weights, batch, routes=None):
     prompts, heard, completions, _ = batch
-    run = jax.jit(partial(group_hidden, spec), static_argnums=4)
-    return run(weights, prompts, heard, completions, AUDIO_PAD, routes)
+    run = jax.jit(partial(group_forward, spec), static_argnums=4)
+    return run(weights, prompts, heard, completions, AUDIO_PAD, routes).hidden
 
 
 def by_hand(layer, x, chosen, norm_topk):

@@ -9,7 +9,7 @@ from audio_grpo.model.decoder import LAYERS, decoder_layer
 from audio_grpo.model.layers import rms_norm
 from audio_grpo.model.spec import thinker_spec
 from audio_grpo.model.table import scope
-from audio_grpo.model.thinker import group_hidden
+from audio_grpo.model.thinker import group_forward
 from audio_grpo.parallel.activations import MANY_TOKENS, Placement
 from audio_grpo.types import AudioBatch, PromptBatch
 from small_model import AUDIO_PAD, random_weights, request_of, small_config
@@ -96,7 +96,7 @@ def test_a_group_equals_its_completions_run_one_by_one(model):
     probe = np.random.default_rng(4).normal(size=(len(FRAMES), 3, 7, spec.decoder.width)).astype(np.float32)
 
     def together(weights):
-        return group_hidden(spec, weights, prompts, heard, completions, AUDIO_PAD)
+        return group_forward(spec, weights, prompts, heard, completions, AUDIO_PAD).hidden
 
     def one_by_one(weights):
         """Each prompt with each completion as one ordinary causal sequence."""
@@ -138,7 +138,8 @@ def test_remat_does_not_change_gradients():
         completions = jnp.full((len(FRAMES), 2, 4), 9)
 
         def loss(w, spec=spec, prompts=prompts, audio=audio, completions=completions):
-            return jnp.square(group_hidden(spec, w, prompts, hear(spec, w, audio), completions, AUDIO_PAD)).sum()
+            hidden = group_forward(spec, w, prompts, hear(spec, w, audio), completions, AUDIO_PAD).hidden
+            return jnp.square(hidden).sum()
 
         gradients.append(jax.jit(jax.grad(loss))(weights))
     for key, a in gradients[0].items():

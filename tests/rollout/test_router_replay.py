@@ -10,7 +10,7 @@ import pytest
 from audio_grpo.grpo import generate_offline_completions
 from audio_grpo.model.router import UNKNOWN
 from audio_grpo.model.spec import thinker_spec
-from audio_grpo.model.thinker import group_hidden, output_head
+from audio_grpo.model.thinker import group_forward, output_head
 from audio_grpo.parallel.mesh import create_mesh
 from audio_grpo.rollout import OfflineEngine, engine_settings
 from audio_grpo.types import AudioBatch, PromptBatch
@@ -48,7 +48,7 @@ def learner_scores(spec, weights, prompts, rollout, routes=None):
 
     @jax.jit
     def score(weights, prompts, heard, completions, routes):
-        hidden = group_hidden(spec, weights, prompts, heard, completions, AUDIO_PAD, routes)
+        hidden = group_forward(spec, weights, prompts, heard, completions, AUDIO_PAD, routes).hidden
         head = output_head(weights).astype(hidden.dtype)
         logits = jnp.einsum("bgcd,vd->bgcv", hidden, head, preferred_element_type=jnp.float32)
         return jnp.take_along_axis(jax.nn.log_softmax(logits), completions[..., None], axis=-1)[..., 0]

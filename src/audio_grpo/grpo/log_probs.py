@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from audio_grpo.grpo.blocks import Softmax, chunks_of, head_blocks
 from audio_grpo.model.spec import ThinkerSpec
 from audio_grpo.model.table import Weights
-from audio_grpo.model.thinker import group_hidden, output_head
+from audio_grpo.model.thinker import group_forward, output_head
 from audio_grpo.parallel.activations import MANY_TOKENS, Placement
 from audio_grpo.types import PromptBatch, Routes
 
@@ -40,7 +40,7 @@ def compute_log_probs(
     any. A device holds the logits of one block of the vocabulary for at most `chunk_size` tokens, or one completion, at
     a time; the backward pass makes them again.
     """
-    hidden = group_hidden(spec, weights, prompts, heard, completions, audio_pad, routes)
+    hidden = group_forward(spec, weights, prompts, heard, completions, audio_pad, routes).hidden
     flat = hidden.reshape(-1, *hidden.shape[2:]), completions.reshape(-1, completions.shape[-1])
     place = Placement(spec.mesh, MANY_TOKENS)
     scores = vocabulary_scores(

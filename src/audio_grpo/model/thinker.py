@@ -112,19 +112,6 @@ def extend(
     return _final_norm(spec, weights, x), _of_all_layers(new)
 
 
-def group_hidden(
-    spec: ThinkerSpec,
-    weights: Weights,
-    prompts: PromptBatch,
-    heard: Float[Array, "B A D"],
-    completions: Int[Array, "B G C"],
-    audio_pad: int,
-    routes: Routes | None = None,
-) -> Float[Array, "B G C D"]:
-    """Final hidden states that predict each completion token, as `group_forward` has them."""
-    return group_forward(spec, weights, prompts, heard, completions, audio_pad, routes).hidden
-
-
 def group_forward(
     spec: ThinkerSpec,
     weights: Weights,

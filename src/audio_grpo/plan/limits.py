@@ -91,9 +91,12 @@ def remedies(config: Config, plan: RunPlan) -> Iterator[str]:
     memory, kept, peak = plan.chip.memory, sum(plan.kept.values()), plan.peak
     yield f"{peak.phase} needs {peak.total / GIB:.1f} GiB a chip of {memory / GIB:.1f}."
     if plan.kept["reference"]:
-        yield f"grpo_beta=0 keeps no reference: {plan.kept['reference'] / GIB:.1f} GiB less."
+        less = f"{plan.kept['reference'] / GIB:.1f} GiB less"
+        yield f"reference_offload=true keeps the reference in the host's memory: {less}; grpo_beta=0 keeps none."
     if not config.lora_rank:
         yield f"lora_rank=16 trains adapters only: {plan.kept['optimizer'] / GIB:.1f} GiB of optimizer state less."
+    if "float32" in (config.mu_dtype, config.nu_dtype):
+        yield "mu_dtype=bfloat16 nu_dtype=bfloat16 halves Adam's moments; docs/what_learns.md says what to expect."
     if kept < memory and peak.phase in ("gradients", "scoring"):
         yield "Half the per_device_batch_size with twice the gradient_accumulation_steps halves what a batch takes."
     if kept < memory and peak.phase in ("decode burst", "prefill"):
