@@ -35,6 +35,8 @@ def settings_of(work: Work) -> dict[str, Any]:
         "num_generations": work.generations,
         "decode_sampling_temperature": TEMPERATURE,
         "max_slots": work.slots,
+        "per_device_batch_size": work.prompts,
+        "audio_max_seconds": work.seconds,
         "use_grpo": work.generations > 1,
     }
 

@@ -22,7 +22,9 @@ from audio_grpo.grpo import (
     token_weights,
 )
 from audio_grpo.rollout import OfflineEngine
-from audio_grpo.training.programs import create_learner
+from audio_grpo.training.batches import place
+from audio_grpo.training.memory import release_freed_memory
+from audio_grpo.training.programs import compile_learner, create_learner
 from audio_grpo.training.session import create_session
 from audio_grpo.types import AudioBatch, GroupBatch, PromptBatch
 
@@ -37,7 +39,9 @@ class Iteration:
         settings = LossSettings(epsilon=config.grpo_epsilon, beta=config.grpo_beta)
         loss = partial(grpo_loss_fn, settings=settings)
         self._learner = create_learner(self._session, "grpo", loss, temperature=config.decode_sampling_temperature)
-        self._reference = random_weights()
+        compile_learner(self._session, self._learner)
+        release_freed_memory()
+        self._reference = jax.device_put(random_weights(), self._session.shardings)
         trainable = {key: self._reference[key].copy() for key in self._session.trainable}
         self._frozen = {key: value for key, value in self._reference.items() if key not in trainable}
         self._state = self._learner.start(trainable)
@@ -90,13 +94,19 @@ class Iteration:
             mask=mask,
             advantages=advantages,
             token_weights=token_weights(mask, "grpo"),
+            sampler_log_probs=self._rollout.log_probs,
         )
-        scores = self._learner.score(self._reference, batch, self._rollout.heard)
+        scores = self._learner.score(self._reference, *self._placed(batch))
         return batch._replace(reference_log_probs=np.asarray(scores.log_probs))
 
+    def _placed(self, batch: GroupBatch) -> tuple[GroupBatch, Any]:
+        return place(self._session.mesh, (batch, self._rollout.heard))
+
     def _update(self, batch: GroupBatch) -> dict[str, float]:
-        gradients, aux = self._learner.gradients(self._state.trainable, self._frozen, batch, self._rollout.heard)
-        self._state, report = jax.block_until_ready(self._learner.update(self._state, gradients, {}))
+        release_freed_memory()
+        gradients, aux = self._learner.gradients(self._state.trainable, self._frozen, *self._placed(batch))
+        checked = {"sampler_log_probs": batch.sampler_log_probs, "rewards": batch.advantages, "loss": aux.loss}
+        self._state, report = jax.block_until_ready(self._learner.update(self._state, gradients, checked))
         return {"gradient_norm": float(report.norm), "entropy": aux.means()["entropy"]}
 
 

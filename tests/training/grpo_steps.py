@@ -64,11 +64,11 @@ def _steps(output: str, names: Mapping[str, Any]) -> dict[str, list[Step]]:
 def _run(folder: str, runs: str) -> None:
     from tiny_runs import MEASURED, TIMINGS, tiny_config
 
-    from audio_grpo.training import grpo_loop
+    from audio_grpo.training import grpo_loop, sampling
 
-    step, sample, sampled = grpo_loop.grpo_step, grpo_loop.sample, []
+    step, sample, sampled = grpo_loop.grpo_step, sampling.sample, []
 
-    def sampling(*args: Any) -> Any:
+    def noting(*args: Any) -> Any:
         sampled.append(sample(*args))
         return sampled[-1]
 
@@ -83,7 +83,7 @@ def _run(folder: str, runs: str) -> None:
         print(json.dumps({"run": trainer.session.config.run_name, "step": told._asdict()}), flush=True)
         return result
 
-    grpo_loop.sample, grpo_loop.grpo_step = sampling, telling
+    sampling.sample, grpo_loop.grpo_step = noting, telling
     shared = _COMPARABLE | {"jax_cache_dir": f"{folder}/programs"}
     for name, changes in json.loads(runs).items():
         grpo_loop.train_loop(tiny_config(Path(folder), run_name=name, **shared, **changes))

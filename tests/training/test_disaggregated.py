@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import kept_programs, metrics_of, tiny_config, with_tones
 
 from audio_grpo.errors import UserError
-from audio_grpo.training import grpo_loop, loop, setup_train_loop, train_loop
+from audio_grpo.training import loop, sampling, setup_train_loop, train_loop
 from audio_grpo.training.json_lines import JsonLinesFile
 from audio_grpo.training.session import create_grpo_session
 
@@ -49,7 +49,7 @@ def run(config, devices):
 
     At every step the engine must have the learner's weights.
     """
-    told, sample = [], grpo_loop.sample
+    told, sample = [], sampling.sample
 
     def noting(trainer, engine, *args):
         assert_same_weights(engine.weights, trainer.weights)
@@ -59,7 +59,7 @@ def run(config, devices):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "create_grpo_session", partial(create_grpo_session, devices=jax.devices()[:devices]))
-        patch.setattr(grpo_loop, "sample", noting)
+        patch.setattr(sampling, "sample", noting)
         done = train_loop(config)
     return done, *zip(*told, strict=True)
 

@@ -11,11 +11,12 @@ from tiny_runs import kept_programs, metrics_of, tiny_config, with_tones
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import Rollout
 from audio_grpo.rewards import RewardFunction, resolve_reward
-from audio_grpo.training import grpo_loop, loop, setup_train_loop, sft_loop, train_loop
+from audio_grpo.training import grpo_loop, loop, sampling, setup_train_loop, sft_loop, train_loop
 from audio_grpo.training.batches import audio_of, place
 from audio_grpo.training.checkpoints import latest_step
-from audio_grpo.training.grpo_loop import grpo_step, learner_batch
+from audio_grpo.training.grpo_loop import grpo_step
 from audio_grpo.training.json_lines import JsonLinesFile
+from audio_grpo.training.learning import learner_batch
 from audio_grpo.training.loop import gradients, score
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import create_grpo_session, create_session
@@ -189,7 +190,7 @@ def on_mesh(folder):
         keys = {f"ici_{axis}_parallelism": sizes.get(axis, 1) for axis in ("data", "fsdp", "tensor")}
         name = "-".join(f"{axis}{size}" for axis, size in sizes.items())
         config = plain(folder, run_name=name, steps=3, per_device_batch_size=4 / devices, **keys)
-        sampled, sample = [], grpo_loop.sample
+        sampled, sample = [], sampling.sample
 
         def noting(*args):
             sampled.append(sample(*args))
@@ -197,7 +198,7 @@ def on_mesh(folder):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "create_grpo_session", partial(create_grpo_session, devices=jax.devices()[:devices]))
-            patch.setattr(grpo_loop, "sample", noting)
+            patch.setattr(sampling, "sample", noting)
             metrics = metrics_of(train_loop(config))
         return metrics, [rollout.tokens for rollout in sampled]
 
@@ -259,7 +260,7 @@ def test_a_step_with_a_nan_is_skipped_and_counted_with_its_cause_and_the_next_on
     trainer, engine = setup_train_loop(plain(folder, num_iterations=2))
     functions = [resolve_reward("asr_wer_reward")]
     before = {key: np.asarray(value) for key, value in trainer.weights.items()}
-    sample = grpo_loop.sample
+    sample = sampling.sample
 
     def spoiled(*args):
         rollout = sample(*args)
@@ -268,7 +269,7 @@ def test_a_step_with_a_nan_is_skipped_and_counted_with_its_cause_and_the_next_on
 
     with monkeypatch.context() as patch:
         if cause == "sampler_log_probs":
-            patch.setattr(grpo_loop, "sample", spoiled)
+            patch.setattr(sampling, "sample", spoiled)
         rewards = [RewardFunction("bad", bad_reward)] if cause == "rewards" else functions
         metrics = grpo_step(trainer, engine, rewards, next(trainer.data), 1).metrics
     skipped = {name: value for name, value in metrics.items() if name.startswith("skipped_updates")}
@@ -318,7 +319,7 @@ def test_further_iterations_depart_from_the_policy_that_sampled_and_the_referenc
     assert metrics["kl"] > 1e-9
     for key, value in trainer.reference.weights.items():
         np.testing.assert_array_equal(value, start[key], err_msg=key)
-    rollout = grpo_loop.generate_completions(trainer, engine, batch, 2)
+    rollout = sampling.generate_completions(trainer, engine, batch, 2)
     groups, heard = learner_batch(trainer, batch, rollout, np.zeros((4, 2), np.float32))
     np.testing.assert_array_equal(groups.reference_log_probs, score(trainer, trainer.reference.weights, groups, heard))
     np.testing.assert_allclose(groups.old_log_probs[rollout.mask], rollout.log_probs[rollout.mask], atol=1e-4)

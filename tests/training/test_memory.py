@@ -8,8 +8,8 @@ import pytest
 
 from audio_grpo.errors import UserError
 from audio_grpo.training import memory
-from audio_grpo.training.memory import GIB, bytes_per_device, check_fits, host_memory, peak_memory
-from audio_grpo.training.programs import resident
+from audio_grpo.training.memory import GIB, bytes_per_device, check_fits, host_memory, peak_memory, program_memory
+from audio_grpo.training.programs import resident, run_programs
 from audio_grpo.training.session import create_grpo_session, create_session
 from small_model import small_config
 
@@ -77,6 +77,27 @@ def test_samplers_apart_hold_all_weights_themselves(monkeypatch):
     with_memory(monkeypatch, max(whole, kept_of(session) + gradients) + 1000)
     with pytest.raises(UserError, match="each of 1 devices would hold weights"):
         check_fits(session, "grpo", with_reference=True)
+
+
+def test_a_device_that_samples_ahead_has_what_learns_twice_and_both_programs_at_once(monkeypatch):
+    keys = KEYS | {"importance_sampling_correction": True}
+    by_turns, ahead = (
+        create_session(small_config(**keys, sample_ahead=flag), jax.devices()[:1]) for flag in (False, True)
+    )
+    kept, copied = kept_of(ahead), bytes_per_device(resident(ahead).gradients)
+    with_memory(monkeypatch, kept + 2 * copied - 1)
+    with pytest.raises(UserError, match=r"weights .*weights to sample ahead .*gradients"):
+        check_fits(ahead, "grpo", with_reference=True)
+    check_fits(ahead, "sft", with_reference=True)
+    sizes = [
+        program_memory(x, x.trace().lower()) for x in run_programs(ahead) if x.phase in ("decode burst", "gradients")
+    ]
+    with_memory(monkeypatch, kept + copied + sum(sizes) - 1)
+    check_fits(by_turns, "grpo", with_reference=True)
+    with pytest.raises(UserError, match=r"weights to sample ahead .*decode burst .*gradients"):
+        check_fits(ahead, "grpo", with_reference=True)
+    with_memory(monkeypatch, kept + copied + sum(sizes))
+    check_fits(ahead, "grpo", with_reference=True)
 
 
 def test_the_peak_is_that_of_the_fullest_device_where_devices_tell():

@@ -10,10 +10,12 @@ from tiny_runs import tiny_config, with_tones
 from audio_grpo.config import Config
 from audio_grpo.rewards import RewardFunction
 from audio_grpo.training import sft_loop
-from audio_grpo.training.grpo_loop import generate_completions, grpo_step, learner_batch, setup_train_loop
+from audio_grpo.training.grpo_loop import grpo_step, setup_train_loop
+from audio_grpo.training.learning import learner_batch
 from audio_grpo.training.loop import gradients, score
 from audio_grpo.training.memory import bytes_per_device
 from audio_grpo.training.programs import resident, run_programs
+from audio_grpo.training.sampling import generate_completions
 from audio_grpo.training.session import create_session
 
 ADAPTERS = {"lora_rank": 2, "lora_alpha": 8.0, "lora_target_modules": ["model.layers.*_proj"]}

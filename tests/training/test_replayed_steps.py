@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from tiny_runs import kept_programs, metrics_of, tiny_config, with_tones
 
-from audio_grpo.model.thinker import group_hidden
+from audio_grpo.model.thinker import group_forward
 from audio_grpo.training import setup_train_loop, train_loop
 from audio_grpo.training.batches import join_parts
-from audio_grpo.training.grpo_loop import generate_completions, learner_batch
+from audio_grpo.training.learning import learner_batch
 from audio_grpo.training.loop import score, split
 from audio_grpo.training.programs import run_programs
+from audio_grpo.training.sampling import generate_completions
 
 G = 2
 GATE = "model.layers.*.mlp.gate.weight"
@@ -68,14 +69,14 @@ def test_the_plan_counts_the_routes_that_the_run_replays(sampled):
 def test_each_part_of_a_batch_has_the_routes_of_its_own_tokens(sampled):
     trainer, _, groups, heard = sampled
     spec, pad = trainer.session.spec, trainer.session.special.audio_pad
-    run = jax.jit(partial(group_hidden, spec), static_argnums=4)
+    run = jax.jit(partial(group_forward, spec), static_argnums=4)
 
     def hidden(weights, replayed):
         parts = [
             run(weights, part.prompts, part_heard, part.completion_tokens, pad, part.routes if replayed else None)
             for part, part_heard in split(trainer, (groups, heard))
         ]
-        return join_parts(trainer.session.mesh, [np.asarray(part) for part in parts])[:, :G][groups.mask[:, :G]]
+        return join_parts(trainer.session.mesh, [np.asarray(part.hidden) for part in parts])[:, :G][groups.mask[:, :G]]
 
     exact = hidden(trainer.weights, False)
     np.testing.assert_allclose(hidden(trainer.weights, True), exact, atol=1e-4)

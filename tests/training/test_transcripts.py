@@ -11,11 +11,12 @@ from tiny_runs import kept_programs, metrics_of, tiny_config, with_tones
 from audio_grpo.errors import UserError
 from audio_grpo.grpo import AdvantageSettings, mask_truncated, token_weights
 from audio_grpo.rewards import RewardTable, resolve_reward
-from audio_grpo.training import grpo_loop, setup_train_loop, train_loop
+from audio_grpo.training import learning, sampling, setup_train_loop, train_loop
 from audio_grpo.training.batches import audio_of, place
 from audio_grpo.training.dynamic_sampling import Groups, teaching
-from audio_grpo.training.grpo_loop import grpo_step, learner_batch
+from audio_grpo.training.grpo_loop import grpo_step
 from audio_grpo.training.judging import reward_table
+from audio_grpo.training.learning import learner_batch
 from audio_grpo.training.loop import gradients
 from audio_grpo.training.programs import create_learner, run_programs
 from audio_grpo.training.session import create_session
@@ -108,8 +109,8 @@ def stepped(tiny):
     trainer, engine = tiny
     learned, batch = [], next(trainer.data)
     with pytest.MonkeyPatch.context() as patch:
-        make = grpo_loop.learner_batch
-        patch.setattr(grpo_loop, "learner_batch", lambda *args: learned.append((args, make(*args))) or learned[-1][1])
+        make = learning.learner_batch
+        patch.setattr(learning, "learner_batch", lambda *args: learned.append((args, make(*args))) or learned[-1][1])
         result = grpo_step(trainer, engine, WER, batch, 1)
     ((_, _, rollout, advantages), (groups, _)) = learned[0]
     return batch, rollout, advantages, groups, result
@@ -188,7 +189,7 @@ def test_the_anchors_gradient_is_that_of_supervised_training(folder, temperature
     config = config_of(folder, sft_coef=2.0, grpo_beta=0.0, decode_sampling_temperature=temperature)
     trainer, engine = setup_train_loop(config)
     batch = next(trainer.data)
-    rollout = grpo_loop.generate_completions(trainer, engine, batch, 1)
+    rollout = sampling.generate_completions(trainer, engine, batch, 1)
     groups, heard = learner_batch(trainer, batch, rollout, np.zeros((4, G), np.float32))
     anchored, aux = gradients(trainer, groups, heard)
     learner = create_learner(trainer.session, "sft", sft_loss_fn, temperature=temperature)

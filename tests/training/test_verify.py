@@ -17,8 +17,10 @@ from audio_grpo.grpo import learner as learner_module
 from audio_grpo.rewards import RewardFunction, resolve_reward
 from audio_grpo.rollout.compiled import EnginePrograms
 from audio_grpo.training.batches import audio_of
-from audio_grpo.training.grpo_loop import generate_completions, learner_batch, setup_train_loop
+from audio_grpo.training.grpo_loop import setup_train_loop
+from audio_grpo.training.learning import learner_batch
 from audio_grpo.training.optimizer import create_optimizer
+from audio_grpo.training.sampling import generate_completions
 from audio_grpo.training.session import Session
 from audio_grpo.training.verify import data, hearing, memory, practice, sampling, verify_run
 from audio_grpo.training.verify.check import Finding, attempt, line

@@ -152,6 +152,16 @@ def _of_learning(config: "Config") -> list[Agreement]:
             "both are null",
         ),
         (
+            not config.sample_ahead or config.importance_sampling_correction,
+            "sample_ahead learns from completions of earlier weights as if they were of the newest: set "
+            "importance_sampling_correction to true, which weighs them for it, or leave sample_ahead out",
+        ),
+        (
+            not (config.sample_ahead and config.enable_checkpointing and config.checkpoint_period == 1),
+            "checkpoint_period 1 leaves sample_ahead nothing to do, since what follows a checkpoint is sampled from "
+            "the weights that it keeps: make checkpoint_period larger, or leave sample_ahead out",
+        ),
+        (
             not separate or config.scale_rewards == "group",
             f"scale_rewards {config.scale_rewards} contradicts multi_objective_aggregation normalize_then_sum, which "
             "scales each reward by its group's deviation: leave it at group",

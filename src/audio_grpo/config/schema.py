@@ -236,13 +236,16 @@ class RolloutKeys(_Section):
     audio_store_path: str | None = None
     """A local folder to keep them in, which serves later runs too; null keeps them in the host's memory."""
     inference_rollouts: Literal[1] = 1
-    """Rollout and learning share their weights, so every rollout uses the newest."""
+    """Rollout and learning share their weights, so every rollout uses the newest, but for `sample_ahead`."""
     inference_devices_per_replica: Positive | None = None
-    """Times `inference_replicas`: devices that only sample, while the others only learn; they take turns. Where the
-    product is all devices or more, or this is null, every device does both. Supervised training and evaluation have
-    no use for it."""
+    """Times `inference_replicas`: devices that only sample, while the others only learn; they take turns, unless
+    `sample_ahead` is set. Where the product is all devices or more, or this is null, every device does both.
+    Supervised training and evaluation have no use for it."""
     inference_replicas: Positive = 1
     """Copies of the weights on the devices that only sample; each is cut over `inference_devices_per_replica`."""
+    sample_ahead: bool = False
+    """The next batch is sampled while this one is learned, from the weights of before (see docs/losses.md). One
+    process whose devices do not all do both, or that has one device, can do so."""
 
 
 class GrpoKeys(_Section):

@@ -165,12 +165,13 @@ def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
     expert_of_row = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=count)
     rank = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[expert_of_row]
     slot = first_block[expert_of_row] * size + rank
-    slot = jnp.where(jnp.arange(count) < sizes.sum(), slot, blocks * size)
+    # Those of no expert stand beyond the blocks, each in a place of its own.
+    slot = jnp.where(jnp.arange(count) < sizes.sum(), slot, blocks * size + jnp.arange(count))
     expert_of_block = jnp.repeat(jnp.arange(experts), blocks_per_expert, total_repeat_length=blocks)
 
     def arrange(x: Float[Array, "n D"]) -> Float[Array, "b r D"]:
         empty = jnp.zeros((blocks * size, x.shape[1]), x.dtype)
-        return empty.at[slot].set(x, mode="drop").reshape(blocks, size, -1)
+        return empty.at[slot].set(x, mode="drop", unique_indices=True).reshape(blocks, size, -1)
 
     def product(x: Float[Array, "b r I"], matrix: Matrix) -> Float[Array, "b r O"]:
         if not isinstance(matrix, OfLayer):
@@ -179,7 +180,7 @@ def blocked(count: int, sizes: Int[Array, "E"]) -> Grouping:
         return jnp.einsum("bri,boi->bro", x, layers[matrix.layer * experts + expert_of_block])
 
     def restore(x: Float[Array, "b r D"]) -> Float[Array, "n D"]:
-        return x.reshape(blocks * size, -1).at[slot].get(mode="fill", fill_value=0)
+        return x.reshape(blocks * size, -1).at[slot].get(mode="fill", fill_value=0, unique_indices=True)
 
     return Grouping(arrange, product, restore)
 

@@ -4,7 +4,8 @@ Prompts are judged one by one as they are answered, in a thread beside the one t
 works while the device samples. Each process judges its share of them.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from threading import Event
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -35,8 +36,16 @@ class Judging:
     The result is the same in all processes even where a reward function is not deterministic.
     """
 
-    def __init__(self, session: Session, functions: list[RewardFunction], batch: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        functions: list[RewardFunction],
+        batch: dict[str, Any],
+        cancelled: Event | None = None,
+    ) -> None:
+        """Once another thread has set `cancelled`, to take or to judge a further prompt raises CancelledError."""
         self._session, self._functions, self._batch = session, functions, batch
+        self._cancelled = cancelled
         self._own = share_out(len(batch["id"])).tolist()
         self._judged: dict[int, Future[Judgement]] = {}
         # One thread: a reward function need not bear to be called twice at a time.
@@ -52,6 +61,7 @@ class Judging:
 
     def take(self, prompt: int, result: RequestResult) -> None:
         """Judge the completions of one of the batch's prompts, if it falls to this process."""
+        self._go_on()
         if prompt in self._own:
             self._judged[prompt] = self._thread.submit(self._judge, prompt, result)
 
@@ -68,7 +78,12 @@ class Judging:
         table = RewardTable(names=parts[0].rewards.names, values=finite)
         return Judgement(table, [answers for part in parts for answers in part.answers])
 
+    def _go_on(self) -> None:
+        if self._cancelled is not None and self._cancelled.is_set():
+            raise CancelledError
+
     def _judge(self, prompt: int, result: RequestResult) -> Judgement:
+        self._go_on()
         session, column = self._session, self._session.config.prompt_column
         own = {name: [self._batch[name][prompt]] for name in (*_COLUMNS, column, f"{column}_true_length")}
         ids = [completion.token_ids.tolist() for completion in result.completions]

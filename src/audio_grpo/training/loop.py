@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -23,12 +24,13 @@ from audio_grpo.training.checkpoints import Checkpoints
 from audio_grpo.training.curriculum import Curriculum
 from audio_grpo.training.evaluate import Evaluator
 from audio_grpo.training.journal import Journal
-from audio_grpo.training.memory import check_fits, peak_memory
+from audio_grpo.training.memory import check_fits, peak_memory, release_freed_memory
 from audio_grpo.training.optimizer import learning_rate_schedule
-from audio_grpo.training.programs import create_learner
+from audio_grpo.training.programs import compile_learner, create_learner
 from audio_grpo.training.reference import Reference, take_reference
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.session import Session, create_grpo_session, create_session
+from audio_grpo.training.stopwatch import Stopwatch
 from audio_grpo.training.telemetry import Phase, SampledCompletion
 from audio_grpo.training.weights import starting_weights
 from audio_grpo.types import GroupBatch
@@ -63,6 +65,15 @@ class StepResult:
     completions: list[tuple[SampledCompletion, np.ndarray | None]] = field(default_factory=list)
     """Each with its clip's samples at 16 kHz; None of a clip that another process read."""
 
+    def timed(self, seconds: dict[str, float]) -> "StepResult":
+        """The same with metrics of time; those that it has already add up."""
+        added = {name: self.metrics.get(name, 0.0) + value for name, value in seconds.items()}
+        return replace(self, metrics={**self.metrics, **added})
+
+
+TrainStep = Callable[[Trainer, int], StepResult]
+"""Does the step of a number, from 1 on."""
+
 
 def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: float, with_reference: bool) -> Trainer:
     """Build a phase from its starting weights, without looking for a checkpoint of its own; writes nothing."""
@@ -71,13 +82,18 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
     # Before the weights, which may take minutes: what does not divide or fit, and data that can not be read.
     check_divides(session.mesh, config.per_device_batch_size * session.mesh.size)
     _check_samplers_divide(session)
+    if config.sample_ahead and phase == "grpo":
+        _check_can_sample_ahead(session)
     gather(lambda: check_fits(session, phase, with_reference=with_reference))
     shown = -(-config.log_completions // config.num_generations) if phase == "grpo" else 0
     share = reading_share(session.mesh, prompts_per_step(config, session.mesh.size), samples=shown)
     data = Curriculum(create_audio_data_iterator(config, session.mesh, share), config)
+    learner = create_learner(session, phase, loss_fn, temperature=temperature)
+    if phase == "grpo":
+        compile_learner(session, learner)
+        release_freed_memory()
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
-    learner = create_learner(session, phase, loss_fn, temperature=temperature)
     return Trainer(
         session=session,
         phase=phase,
@@ -103,6 +119,26 @@ def _check_samplers_divide(session: Session) -> None:
         )
 
 
+def _check_can_sample_ahead(session: Session) -> None:
+    """Raise UserError where the programs that sample and those that learn would meet on several devices.
+
+    Two threads launch them. On each device they run in the order in which they reach it, and a program of several
+    devices waits for the others on each: where two of them come in different orders, both wait for ever.
+    """
+    processes = jax.process_count()
+    if processes > 1:
+        raise UserError(
+            f"sample_ahead needs a run of one process, and this one has {processes}: start one process, on a host "
+            "with devices that only sample, or leave sample_ahead out."
+        )
+    if session.sampler is None and session.mesh.size > 1:
+        raise UserError(
+            f"sample_ahead would sample and learn on the same {session.mesh.size} devices at once, and the two would "
+            "wait for each other: set inference_devices_per_replica below that number, so that some devices only "
+            "sample, or run on one device, or leave sample_ahead out."
+        )
+
+
 class Update(NamedTuple):
     """What one update told."""
 
@@ -118,6 +154,7 @@ def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> Update:
     Raises:
         FloatingPointError: more than `max_skipped_updates` were skipped one after another.
     """
+    release_freed_memory()
     total, aux = gradients(trainer, batch, heard)
     # In the order in which one spoils the next.
     checked = {"sampler_log_probs": batch.sampler_log_probs, "rewards": batch.advantages, "loss": aux.loss}
@@ -187,7 +224,24 @@ def split(trainer: Trainer, tree: Any) -> Any:
     return place_parts(trainer.session.mesh, tree, trainer.session.config.gradient_accumulation_steps)
 
 
-def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], int], StepResult]) -> RunFolder:
+def with_next_batch(learn: Callable[[Trainer, dict[str, Any], int], StepResult]) -> TrainStep:
+    """The step that does so with the next batch of the data."""
+
+    def step(trainer: Trainer, number: int) -> StepResult:
+        watch = Stopwatch()
+        with watch("data"):
+            batch = next(trainer.data)
+        return learn(trainer, batch, number).timed(watch.metrics)
+
+    return step
+
+
+def checkpoint_follows(config: Config, step: int) -> bool:
+    """Whether a checkpoint is written after a step."""
+    return config.enable_checkpointing and (step == config.steps or step % config.checkpoint_period == 0)
+
+
+def run_phase(trainer: Trainer, train_step: TrainStep) -> RunFolder:
     """Run the phase's steps from its newest checkpoint, with metrics, completions, checkpoints and evaluations."""
     config, phase = trainer.session.config, trainer.phase
     run = RunFolder.create(config.base_output_directory, config.run_name)
@@ -210,7 +264,7 @@ def run_phase(trainer: Trainer, train_step: Callable[[Trainer, dict[str, Any], i
             # Evaluated before it is kept: a run that is killed in between repeats both.
             if evaluator and (last or (config.eval_interval > 0 and step % config.eval_interval == 0)):
                 _evaluate(trainer, run, evaluator, phase, step)
-            if config.enable_checkpointing and (last or step % config.checkpoint_period == 0):
+            if checkpoint_follows(config, step):
                 checkpoints.save(step, trainer.state, trainer.data.get_state())
     if is_first():
         _tell_skipped(trainer)
@@ -233,15 +287,12 @@ def _resume(trainer: Trainer, run: RunFolder, checkpoints: Checkpoints) -> int:
     return step
 
 
-def _timed(trainer: Trainer, train_step: Callable[..., StepResult], step: int) -> StepResult:
+def _timed(trainer: Trainer, train_step: TrainStep, step: int) -> StepResult:
     started = time.perf_counter()
-    batch = next(trainer.data)
-    waited = time.perf_counter() - started
-    result = train_step(trainer, batch, step)
+    result = train_step(trainer, step)
     seconds = time.perf_counter() - started
     timing = {
         "step_time": seconds,
-        "seconds/data": waited + result.metrics.get("seconds/data", 0.0),
         **peak_memory(trainer.session.mesh.local_devices),
         "tokens_per_second": result.metrics["num_tokens"] / seconds,
         "audio_seconds_per_second": result.metrics["audio_seconds"] / seconds,

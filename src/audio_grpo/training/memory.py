@@ -1,5 +1,6 @@
-"""What a run needs of a device's memory, told before any of it is taken."""
+"""What a run needs of a device's memory, told before any of it is taken, and what it gives back."""
 
+import ctypes
 import math
 import os
 import resource
@@ -19,7 +20,7 @@ from audio_grpo.training.telemetry import Phase
 GIB = 1 << 30
 
 _LARGEST = ("decode burst", "gradients")
-"""Phases of which one needs most."""
+"""Phases of which one needs most, or both together where a device samples ahead."""
 
 
 def bytes_per_device(tree: Abstract) -> int:
@@ -63,20 +64,33 @@ def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
     return {"memory/host_peak_gib": peak * (1 if sys.platform == "darwin" else 1024) / GIB}
 
 
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system where the C library keeps it, as glibc does.
+
+    What a compiler took and what a rollout's small arrays took would otherwise lie beside a CPU's gradients.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None and jax.default_backend() == "cpu":
+        trim(0)
+
+
 def check_fits(session: Session, phase: Phase, *, with_reference: bool) -> None:
     """Refuse a run that a device's memory can not hold, before a weight is read.
 
     What is kept from the first step to the last, and the gradients, are counted. Where what is kept takes more than
-    half of the memory, the largest programs of GRPO are compiled too, which its run needs all the same.
+    half of the memory, the largest programs of GRPO are compiled too, which its run needs all the same. A device that
+    samples ahead while it learns has what learns once more, and runs a program of each at once.
 
     Raises:
         UserError: it does not fit.
     """
     kept = resident(session)
+    both_at_once = phase == "grpo" and session.config.sample_ahead and session.sampler is None
     needed = {
         "weights": bytes_per_device(kept.weights),
         "optimizer state": bytes_per_device(kept.optimizer),
         "reference": bytes_per_device(kept.reference) if with_reference else 0,
+        "weights to sample ahead": bytes_per_device(_learning(session)) if both_at_once else 0,
     }
     memory = device_memory(session.mesh.local_devices[0])
     if memory is None:
@@ -90,6 +104,8 @@ def check_fits(session: Session, phase: Phase, *, with_reference: bool) -> None:
                     kept_there = {"weights": bytes_per_device(program.session.abstract_weights)}
                 size = program_memory(program, program.trace().lower())
                 _check(program.session, {**kept_there, program.phase: size}, memory)
+                if both_at_once:
+                    needed[program.phase] = size
 
 
 def program_memory(program: Program, lowered: jax.stages.Lowered) -> int:
@@ -99,6 +115,10 @@ def program_memory(program: Program, lowered: jax.stages.Lowered) -> int:
         raise RuntimeError(f"The compiler does not tell the memory of {program.phase}.")
     made = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return made + bytes_per_device((program.inputs, program.cache, program.beside))
+
+
+def _learning(session: Session) -> Abstract:
+    return {key: value for key, value in session.abstract_weights.items() if key in session.trainable}
 
 
 def _check(session: Session, needed: dict[str, int], memory: int) -> None:

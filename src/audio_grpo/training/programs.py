@@ -125,7 +125,10 @@ def run_programs(session: Session) -> Iterator[Program]:
     """The programs of a GRPO step in their order."""
     work = workload_of(session)
     yield from _rollout_programs(session.sampler or session, work)
-    yield from _learner_programs(session, work)
+    temperature = session.config.decode_sampling_temperature
+    yield from _learner_programs(
+        session, work, create_learner(session, "grpo", _loss(session), temperature=temperature)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +207,19 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
     )
 
 
-def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
+def compile_learner(session: Session, learner: Learner) -> None:
+    """Compile the programs of a GRPO run's updates, which its steps then call.
+
+    Before there are weights this tells sooner what can not be compiled, and the compiler's memory is not taken on top
+    of theirs. How adapters' reference scores is known only when weights are read: fresh ones are then left out.
+    """
+    for program in _learner_programs(session, workload_of(session), learner):
+        if program.phase != "scoring" or not session.config.lora_rank:
+            program.trace().lower().compile()
+
+
+def _learner_programs(session: Session, work: Workload, learner: Learner) -> Iterator[Program]:
     config, weights = session.config, session.abstract_weights
-    learner = create_learner(session, "grpo", _loss(session), temperature=config.decode_sampling_temperature)
     trainable = {key: value for key, value in weights.items() if key in session.trainable}
     frozen = {key: value for key, value in weights.items() if key not in session.trainable}
     count = work.prompts // work.parts
@@ -215,18 +228,19 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
     heard = _audio(session, work, count) if session.tower_learns else _heard(session, work, count)
     scored = (config.grpo_beta > 0) + (config.num_iterations > 1)
     if scored:
+        unscored = groups._replace(old_log_probs=None, reference_log_probs=None)
         yield Program(
             phase="scoring",
             session=session,
             program=learner.score_program,
-            arguments=({**weights, **_reference(session)}, groups, heard),
+            arguments=({**weights, **_reference(session)}, unscored, heard),
             runs=work.parts * scored,
             routed_share=routed,
-            inputs=(groups, heard),
+            inputs=(unscored, heard),
             beside=_reference(session) if config.reference_offload else (),
         )
     gradients = _gradients(trainable)
-    seed = _everywhere(session, (), jnp.uint32) if config.lora_dropout else None
+    seed = jax.ShapeDtypeStruct((), jnp.uint32) if config.lora_dropout else None
     yield Program(
         phase="gradients",
         session=session,
@@ -248,10 +262,11 @@ def _learner_programs(session: Session, work: Workload) -> Iterator[Program]:
 
 
 def _checked(session: Session, work: Workload) -> dict[str, Abstract]:
-    """What a NaN is looked for in before an update."""
+    """What a NaN is looked for in before an update; all but the loss comes from the host."""
     tokens = (work.prompts, work.learned, work.completion_length)
-    shapes = {"sampler_log_probs": tokens, "rewards": tokens[:2], "loss": ()}
-    return {name: _everywhere(session, shape, jnp.float32) for name, shape in shapes.items()}
+    shapes = {"sampler_log_probs": tokens, "rewards": tokens[:2]}
+    told = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    return {**told, "loss": _everywhere(session, (), jnp.float32)}
 
 
 def _reference(session: Session) -> dict[str, jax.ShapeDtypeStruct]:

@@ -9,7 +9,7 @@ from audio_grpo.config import Config
 from audio_grpo.grpo import TokenScores
 from audio_grpo.grpo.metrics import Metric
 from audio_grpo.training.batches import audio_of, place
-from audio_grpo.training.loop import StepResult, Trainer, create_trainer, run_phase, update
+from audio_grpo.training.loop import StepResult, Trainer, create_trainer, run_phase, update, with_next_batch
 from audio_grpo.training.run_folder import RunFolder
 from audio_grpo.training.transcripts import target_groups
 from audio_grpo.types import GroupBatch
@@ -40,7 +40,7 @@ def sft_loss_fn(scores: TokenScores, batch: GroupBatch) -> tuple[Float[Array, ""
 def sft_loop(config: Config) -> RunFolder:
     """Train on transcripts from the configuration's start, or from the newest checkpoint, to the last step."""
     trainer = create_trainer(config, "sft", sft_loss_fn, temperature=1.0, with_reference=False)
-    return run_phase(trainer, sft_step)
+    return run_phase(trainer, with_next_batch(sft_step))
 
 
 def sft_step(trainer: Trainer, batch: dict[str, Any], _step: int) -> StepResult:

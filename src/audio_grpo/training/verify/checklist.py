@@ -9,8 +9,10 @@ from audio_grpo.rewards import RewardFunction, resolve_reward
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import decode_completions, token_ids
 from audio_grpo.training.batches import audio_of
-from audio_grpo.training.grpo_loop import generate_completions, learner_batch, setup_train_loop
+from audio_grpo.training.grpo_loop import setup_train_loop
+from audio_grpo.training.learning import learner_batch
 from audio_grpo.training.loop import Trainer, split
+from audio_grpo.training.sampling import generate_completions
 from audio_grpo.training.verify.check import Check, attempt, line
 from audio_grpo.training.verify.data import batch_is_sound, configuration_loads
 from audio_grpo.training.verify.hearing import (

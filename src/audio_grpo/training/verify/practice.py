@@ -21,9 +21,10 @@ from audio_grpo.grpo.learner import Heard
 from audio_grpo.rewards import RewardFunction
 from audio_grpo.rollout import OfflineEngine
 from audio_grpo.training.answers import decode_completions, token_ids
-from audio_grpo.training.grpo_loop import generate_completions, learn
 from audio_grpo.training.judging import reward_table
+from audio_grpo.training.learning import learn
 from audio_grpo.training.loop import Trainer, score
+from audio_grpo.training.sampling import generate_completions
 from audio_grpo.training.verify.check import Finding, span
 from audio_grpo.types import GroupBatch
 
