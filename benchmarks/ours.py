@@ -36,7 +36,7 @@ def settings_of(work: Work) -> dict[str, Any]:
         "decode_sampling_temperature": TEMPERATURE,
         "max_slots": work.slots,
         "per_device_batch_size": work.prompts,
-        "audio_max_seconds": work.seconds,
+        **({"audio_max_seconds": work.seconds} if work.seconds else {}),
         "use_grpo": work.generations > 1,
     }
 

@@ -44,11 +44,10 @@ def temporaries(model: str, work: dict[str, Any], vocab: int | None = None) -> d
 
 def _session(model: str, work: Work) -> Session:
     """A model's on the device that it is compiled for, which need not be there."""
-    batch = {"per_device_batch_size": work.prompts, "audio_max_seconds": work.seconds}
     if model == "reference":
-        return create_session(config_of(work, **batch))
+        return create_session(config_of(work))
     preset, topology = model.split()
-    settings = {**settings_of(work), **batch, "jax_cache_dir": ""}
+    settings = {**settings_of(work), "jax_cache_dir": ""}
     config = load_config(preset, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     return create_session(config, topology_devices(parse_topology(topology)))
 
