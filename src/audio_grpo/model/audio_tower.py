@@ -113,7 +113,7 @@ def _embed_row(
     parts, length = window.shape
     audible_frames = jnp.arange(spec.chunk_frames) < frames[..., None, None]
     heard = jnp.where(audible_frames, chunks, 0.0)
-    x = place(_convolve_chunks(spec, weights, heard, place.platform), "batch", None, None)
+    x = place(_convolve_chunks(spec, weights, heard, frames > 0, place.platform), "batch", None, None)
     audible = jnp.arange(spec.chunk_tokens) < audio_token_count_of(spec, frames)[..., None]
     of_token = jnp.repeat(window, spec.chunk_tokens, axis=1)
     mask = (of_token[:, :, None] == of_token[:, None, :]) & audible.reshape(parts, 1, -1)
@@ -134,14 +134,18 @@ def audio_token_count_of(spec: AudioTowerSpec, frames: Int[Array, "P R"]) -> Int
 
 
 def _convolve_chunks(
-    spec: AudioTowerSpec, weights: Weights, chunks: Float[Array, "P R M f"], platform: str
+    spec: AudioTowerSpec,
+    weights: Weights,
+    chunks: Float[Array, "P R M f"],
+    audible: Bool[Array, "P R"],
+    platform: str,
 ) -> Float[Array, "P A D"]:
     convolutions = [
         (weights[f"conv2d{i}.weight"].astype(chunks.dtype), weights[f"conv2d{i}.bias"].astype(chunks.dtype))
         for i in (1, 2, 3)
     ]
 
-    def through(x: Float[Array, "*n h w c"], convolve: Callable[..., Array]) -> Float[Array, "*n H W o"]:
+    def through(x: Float[Array, "n h w c"], convolve: Callable[..., Array]) -> Float[Array, "n H W o"]:
         for kernel, bias in convolutions:
             x = jax.nn.gelu(convolve(x, kernel) + bias, approximate=False)
         return x
@@ -149,14 +153,32 @@ def _convolve_chunks(
     x = chunks[..., None]
     if platform == "cpu":
         # A convolution within a loop or a branch keeps to one thread there, and few chunks at once stay in the cache.
-        mapped = partial(through, convolve=shifted_products)
-        x = jax.lax.map(mapped, x.swapaxes(0, 1), batch_size=_CHUNKS_AT_ONCE).swapaxes(0, 1)
+        x = _few_at_once(partial(through, convolve=shifted_products), x.swapaxes(0, 1), audible.T).swapaxes(0, 1)
         x = x.reshape(-1, *x.shape[2:])
     else:
         x = through(x.reshape(-1, *x.shape[2:]), _convolve)
     x = linear(weights, "conv_out", x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1))
     x = x + _sinusoids(x.shape[1], spec.width).astype(x.dtype)
     return x.reshape(chunks.shape[0], -1, spec.width)
+
+
+def _few_at_once(
+    run: Callable[[Array], Array], chunks: Float[Array, "R P *rest"], audible: Bool[Array, "R P"]
+) -> Float[Array, "R P *others"]:
+    """Run a few chunks of each part at a time, and leave out those few of which none is audible."""
+    count, padding = len(chunks), -len(chunks) % _CHUNKS_AT_ONCE
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1)))
+        return padded.reshape(-1, _CHUNKS_AT_ONCE, *x.shape[1:])
+
+    def few(given: tuple[Array, Array]) -> Array:
+        some, heard = given
+        silence = jax.eval_shape(jax.vmap(run), some)
+        return jax.lax.cond(heard.any(), jax.vmap(run), lambda _: jnp.zeros(silence.shape, silence.dtype), some)
+
+    x = jax.lax.map(few, (cut(chunks), cut(audible)))
+    return x.reshape(-1, *x.shape[2:])[:count]
 
 
 def _convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "o c 3 3"]) -> Float[Array, "n H W o"]:
