@@ -40,7 +40,7 @@ class Iteration:
         loss = partial(grpo_loss_fn, settings=settings)
         self._learner = create_learner(self._session, "grpo", loss, temperature=config.decode_sampling_temperature)
         compile_learner(self._session, self._learner)
-        release_freed_memory()
+        release_freed_memory(self._session.mesh.local_devices[0])
         self._reference = jax.device_put(random_weights(), self._session.shardings)
         trainable = {key: self._reference[key].copy() for key in self._session.trainable}
         self._frozen = {key: value for key, value in self._reference.items() if key not in trainable}
@@ -103,7 +103,7 @@ class Iteration:
         return place(self._session.mesh, (batch, self._rollout.heard))
 
     def _update(self, batch: GroupBatch) -> dict[str, float]:
-        release_freed_memory()
+        release_freed_memory(self._session.mesh.local_devices[0])
         gradients, aux = self._learner.gradients(self._state.trainable, self._frozen, *self._placed(batch))
         checked = {"sampler_log_probs": batch.sampler_log_probs, "rewards": batch.advantages, "loss": aux.loss}
         self._state, report = jax.block_until_ready(self._learner.update(self._state, gradients, checked))

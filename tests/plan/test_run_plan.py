@@ -94,6 +94,18 @@ def test_a_slice_that_holds_it_is_named():
     assert "v5e-8 is the smallest slice" in "\n".join(remedies(planner.config, large))
 
 
+def test_a_device_that_samples_ahead_holds_both_sides_at_once(local):
+    planner, plan = local
+    changes = {"sample_ahead": True, "importance_sampling_correction": True, "enable_checkpointing": False}
+    ahead = Planner(None, Config.model_validate(planner.config.model_dump() | changes)).plan(phases=["gradients"])
+    (gradients,) = ahead.programs
+    (by_turns,) = (program for program in plan.programs if program.phase == "gradients")
+    copy = ahead.kept["weights"] - plan.kept["weights"]
+    burst = max(program.total for program in plan.programs if program.phase == "decode burst")
+    assert copy > 0
+    assert gradients.held - by_turns.held >= copy + burst - sum(plan.kept.values())
+
+
 def test_the_plan_is_told_as_text_json_and_picture(local):
     _, plan = local
     text = plan_text(plan, [], ["do this"])

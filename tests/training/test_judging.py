@@ -1,6 +1,7 @@
 """Prompts are judged while others are still being answered, with the same result as afterwards."""
 
 import threading
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,3 +129,12 @@ def test_an_infinite_reward_is_no_number(session, batch):
         values = judging.result().rewards.values
     assert np.isnan(values[0, :, 0]).all()
     assert (values[0, :, 1:] == 0).all()
+
+
+def test_once_cancelled_no_further_prompt_is_taken(session, batch):
+    cancelled = threading.Event()
+    with Judging(session, [lengths], batch, cancelled) as judging:
+        judging.take(0, answered(session, 0))
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            judging.take(1, answered(session, 1))

@@ -1,4 +1,4 @@
-"""Steps that sample the next batch while they learn: one update off-policy, weighed for it, and the same every time."""
+"""Steps that sample the next batch while they learn: one step off-policy, weighed for it, and the same every time."""
 
 import threading
 import time
@@ -130,16 +130,25 @@ def test_the_first_step_is_that_of_a_run_that_takes_turns_and_later_ones_are_not
 
 
 def test_a_run_is_the_same_whether_sampling_or_learning_takes_longer(folder, monkeypatch):
-    told = []
-    for slow in ("sample_groups", "learn_groups"):
-        quick = getattr(ahead, slow)
+    """Each step's sides, one after the other has returned, in either order."""
+    told, sides = [], {"sample_groups": lambda args: args[4] - 1, "learn_groups": lambda args: args[2]}
+    for slow in sides:
+        over = [threading.Event() for _ in range(STEPS + 1)]  # by the step that learns
 
-        def delayed(*args, quick=quick):
-            time.sleep(0.1)
-            return quick(*args)
+        def in_order(run, step_of, over, waits):
+            def side(*args):
+                step = step_of(args)
+                # The first batch is sampled, and the last one learned, with nothing beside it.
+                assert not waits or step in (0, STEPS) or over[step].wait(timeout=60)
+                told = run(*args)
+                over[step].set()
+                return told
+
+            return side
 
         with monkeypatch.context() as patch:
-            patch.setattr(ahead, slow, delayed)
+            for name, step_of in sides.items():
+                patch.setattr(ahead, name, in_order(getattr(ahead, name), step_of, over, name == slow))
             run = train_loop(config_of(folder, run_name=f"slow {slow}", **CURRICULUM))
         told.append((metrics_of(run), run.completions_path.read_text()))
     assert told[0] == told[1]

@@ -24,7 +24,7 @@ from audio_grpo.types import AudioBatch, GroupBatch
 Heard = AudioBatch | Float[Array, "B A D"]
 """Clips to be heard within a program, so that gradients reach the tower, or embeddings heard before."""
 
-_SPARING = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+_LITTLE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """Has the CPU's compiler order operations for little memory. Its default is concurrency, which takes half as much
 again in the benchmarks' reference work and saves no time: a matrix product keeps all cores busy by itself."""
 
@@ -89,7 +89,7 @@ class Learner:
         self._audio_pad = audio_pad
         place = Placement(spec.mesh, MANY_TOKENS)
         self._logits = LogitsSettings(temperature=temperature, chunk_size=chunk_size, place=place)
-        self._compiler_options = _SPARING if place.platform == "cpu" else None
+        self._compiler_options = _LITTLE_MEMORY if place.platform == "cpu" else None
         self._lora_dropout = lora_dropout
         self._router_aux_loss_coef = router_aux_loss_coef
         # Left to itself, the compiler places some results elsewhere, and each program is compiled again for them.

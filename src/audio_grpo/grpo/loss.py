@@ -87,7 +87,7 @@ def grpo_loss_fn(scores: TokenScores, batch: GroupBatch, settings: LossSettings)
     ρ_t = exp(π_t − o_t). w are the batch's token weights, e and x those of entropy and transcripts; o its old
     log-probabilities: the policy's own, without gradient, where it has none. c = exp(o − s) corrects for the sampler's
     log-probabilities s, which are taken to be o where the batch has none, and of a transcript, which nothing sampled.
-    The KL is to the reference's. KL and entropy are means over draws of the policy, and so are all metrics but the
+    The KL is to the reference's. KL and entropy are means over what was sampled, and so are all metrics but the
     transcripts' own: a transcript has no part in them.
     """
     policy, mask, sampled, advantage = scores.log_probs, batch.mask, batch.sampled, batch.advantages[..., None]

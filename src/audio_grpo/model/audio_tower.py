@@ -153,7 +153,7 @@ def _convolve_chunks(
     x = chunks[..., None]
     if platform == "cpu":
         # A convolution within a loop or a branch keeps to one thread there, and few chunks at once stay in the cache.
-        x = _few_at_once(partial(through, convolve=shifted_products), x.swapaxes(0, 1), audible.T).swapaxes(0, 1)
+        x = _audible_few(partial(through, convolve=shifted_products), x.swapaxes(0, 1), audible.T).swapaxes(0, 1)
         x = x.reshape(-1, *x.shape[2:])
     else:
         x = through(x.reshape(-1, *x.shape[2:]), _convolve)
@@ -162,10 +162,10 @@ def _convolve_chunks(
     return x.reshape(chunks.shape[0], -1, spec.width)
 
 
-def _few_at_once(
+def _audible_few(
     run: Callable[[Array], Array], chunks: Float[Array, "R P *rest"], audible: Bool[Array, "R P"]
 ) -> Float[Array, "R P *others"]:
-    """Run a few chunks of each part at a time, and leave out those few of which none is audible."""
+    """Run a few chunks of each part at a time; those few of which none is audible give zeros instead."""
     count, padding = len(chunks), -len(chunks) % _CHUNKS_AT_ONCE
 
     def cut(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Experts' MLPs on rows sorted by expert: grouped matrix products, by the means of each platform.
+"""Experts' MLPs: grouped products of rows sorted by expert, by the means of each platform, or all experts' of all rows.
 
 A grouping is made once from the rows' sizes and gives three functions: rows into its arrangement, a product of
 arranged rows with one matrix per expert, and arranged rows back.
@@ -41,7 +41,7 @@ def experts_of(matrices: Matrices) -> int:
 
 
 Product = Callable[[Float[Array, "..."], Matrix], Float[Array, "..."]]
-"""Of rows, in an arrangement, with their experts' matrices."""
+"""Of tokens, in whatever arrangement, with their experts' matrices."""
 
 
 class Grouping(NamedTuple):
@@ -75,17 +75,20 @@ def grouped_mlp(
 def every_mlp(
     x: Float[Array, "n D"], shares: Float[Array, "n E"], matrices: Matrices, *, width_axis: str | None = None
 ) -> Float[Array, "n D"]:
-    """Each row's sum of all experts' MLPs by its shares, most of which are 0; `width_axis` as in `grouped_mlp`."""
+    """Each row's sum of all experts' MLPs by its shares, most of which are 0; `width_axis` as in `grouped_mlp`.
+
+    An expert whose result is not finite spoils rows that it has no share of, too.
+    """
 
     def product(x: Float[Array, "*E I n"], matrix: Matrix) -> Float[Array, "E O n"]:
-        # The matrix comes first because XLA's CPU code reads the first factor where it lies and rearranges the second.
+        # The matrix comes first: XLA's CPU code rearranges the second factor.
         return jnp.einsum("eoi,in->eon" if x.ndim == 2 else "eoi,ein->eon", taken(matrix), x)
 
     return jnp.einsum("edn,ne->nd", _mlp(product, matrices, x.T, width_axis), shares)
 
 
 def _mlp(product: Product, matrices: Matrices, x: Float[Array, "..."], width_axis: str | None) -> Float[Array, "..."]:
-    """Down(silu(gate x) · up x) of rows in a product's arrangement."""
+    """down(silu(gate x) · up x) of rows in a product's arrangement."""
 
     def inner(name: str) -> Float[Array, "..."]:
         y = _adapted(product, matrices, name, x)
@@ -193,6 +196,9 @@ def _blocks(count: int, experts: int) -> tuple[int, int]:
 
 
 def every_is_cheaper(tokens: int, experts_per_token: int, experts: int) -> bool:
-    """Whether so few tokens take CPU less time in `every_mlp` than in blocks, each of which copies its matrices."""
+    """Whether CPU needs less time for all tokens through every expert than for their rows in blocks.
+
+    Either copies matrices, one set for each expert or one for each block, and computes its rows.
+    """
     blocks, size = _blocks(tokens * experts_per_token, experts)
     return experts * (tokens + _ROWS_OF_COPY) < blocks * (size + _ROWS_OF_COPY)

@@ -16,9 +16,12 @@ from audio_grpo.plan.decoding import DecodeStep, decode_step
 from audio_grpo.plan.flops import Counting
 from audio_grpo.plan.roofline import Roofline, roofline
 from audio_grpo.plan.topology import Topology, compile_ahead, parse_topology, topology_devices
+from audio_grpo.training.loop import check_can_sample_ahead
 from audio_grpo.training.memory import bytes_per_device
-from audio_grpo.training.programs import Program, Workload, resident, run_programs, workload_of
+from audio_grpo.training.programs import Program, Workload, both_at_once, resident, run_programs, workload_of
 from audio_grpo.training.session import Session, create_grpo_session
+
+_SAMPLING = ("tower", "prefill", "decode burst")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +124,20 @@ class Planner:
     def plan(self, config: Config | None = None, *, phases: Sequence[str] = ()) -> RunPlan:
         """Compile the programs of a configuration, that of the planner by default; of some phases alone if named."""
         session = self.session(config or self.config)
+        check_can_sample_ahead(session)
         kept = resident(session)
         sizes = {
-            "weights": bytes_per_device(kept.weights),
+            "weights": bytes_per_device((kept.weights, kept.ahead)),
             "optimizer": bytes_per_device(kept.optimizer),
             "reference": bytes_per_device(kept.reference),
         }
-        programs = [x for x in run_programs(session) if not phases or x.phase in phases]
+        everything = list(run_programs(session))
+        programs = [x for x in everything if not phases or x.phase in phases]
+        meanwhile = self._sampling(everything) if both_at_once(session) else 0
+
+        def held(program: Program) -> int:
+            return sum(sizes.values()) + (0 if program.phase in _SAMPLING else meanwhile)
+
         work = workload_of(session)
         return RunPlan(
             model_name=session.config.model_name,
@@ -138,10 +148,14 @@ class Planner:
             kept=sizes,
             cache=max((bytes_per_device(x.cache) for x in programs), default=0),
             programs=tuple(
-                self._compile(program, sum(sizes.values()) if program.session is session else _of_sampler(program))
+                self._compile(program, held(program) if program.session is session else _of_sampler(program))
                 for program in programs
             ),
         )
+
+    def _sampling(self, programs: Sequence[Program]) -> int:
+        """The most that sampling takes beside what is kept, on a device that learns at the same time."""
+        return max(self._compile(program, 0).total for program in programs if program.phase in _SAMPLING)
 
     def _compile(self, program: Program, kept: int) -> ProgramPlan:
         held = kept + bytes_per_device((program.inputs, program.cache, program.beside))

@@ -1,4 +1,4 @@
-"""Steps that sample the next batch while they learn their own, whose completions are then one update older."""
+"""Steps that sample the next batch while they learn their own, whose completions are then one step older."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,12 +33,15 @@ class AheadSteps:
 
     def __call__(self, trainer: Trainer, step: int) -> StepResult:
         """Sample unless that was done ahead, learn, and sample for the next step meanwhile."""
-        watch = Stopwatch()
-        with watch("weights"):
-            move_weights(trainer, self._engine)
-        groups, self._ahead = self._ahead or self._sampled_now(trainer, step, watch), None
-        config = trainer.session.config
-        if step == config.steps or checkpoint_follows(config, step):
+        watch, config, groups = Stopwatch(), trainer.session.config, self._ahead
+        last = step == config.steps or checkpoint_follows(config, step)
+        if groups is None or not last:
+            with watch("weights"):
+                move_weights(trainer, self._engine)
+        if groups is None:
+            groups = self._sampled_now(trainer, step, watch)
+        self._ahead = None
+        if last:
             return learn_groups(trainer, groups, step, watch).timed(watch.metrics)
         with beside(lambda cancelled: self._sampled_ahead(trainer, step + 1, cancelled)) as ahead:
             result = learn_groups(trainer, groups, step, watch)

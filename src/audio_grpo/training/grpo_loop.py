@@ -50,8 +50,8 @@ def train_loop(config: Config) -> RunFolder:
     """Train from the configuration's start, or from the newest checkpoint of its run, to its last step."""
     trainer, engine = setup_train_loop(config)
     if is_first():
-        both = " sample and learn " + ("at the same time" if config.sample_ahead else "by turns")
-        print(f"{trainer.session.devices}{both if trainer.session.sampler is None else ''}.", file=sys.stderr)
+        how = " sample and learn " + ("at the same time" if config.sample_ahead else "by turns")
+        print(f"{trainer.session.devices}{how if trainer.session.sampler is None else ''}.", file=sys.stderr)
     rewards = [resolve_reward(name) for name in config.reward_functions]
 
     def step(trainer: Trainer, batch: dict[str, Any], number: int) -> StepResult:

@@ -22,6 +22,7 @@ from audio_grpo.training.batches import audio_of, prompts_of
 from audio_grpo.training.dynamic_sampling import Filled
 from audio_grpo.training.grpo_metrics import answer_metrics, length_metrics, reward_metrics, transcript_metrics
 from audio_grpo.training.loop import StepResult, Trainer, Update, score, update
+from audio_grpo.training.memory import release_freed_memory
 from audio_grpo.training.stopwatch import Stopwatch
 from audio_grpo.training.telemetry import SampledCompletion
 from audio_grpo.training.transcripts import transcripts_of, with_transcripts
@@ -54,6 +55,7 @@ def learn_groups(trainer: Trainer, filled: Filled, step: int, watch: Stopwatch) 
 def learn(trainer: Trainer, batch: dict[str, Any], rollout: Rollout, advantages: Float32[np.ndarray, "B G"]) -> Update:
     """`num_iterations` updates on one batch of completions; returns what the last one told, and all skipped ones."""
     groups, heard = learner_batch(trainer, batch, rollout, advantages)
+    release_freed_memory(trainer.session.mesh.local_devices[0])  # gradients are the most that a step takes
     updates = [update(trainer, groups, heard) for _ in range(trainer.session.config.num_iterations)]
     names = {name for told in updates for name in told.metrics if name.startswith("skipped_updates")}
     skipped = {name: sum(told.metrics.get(name, 0.0) for told in updates) for name in sorted(names)}

@@ -82,16 +82,16 @@ def create_trainer(config: Config, phase: Phase, loss_fn: Any, *, temperature: f
     # Before the weights, which may take minutes: what does not divide or fit, and data that can not be read.
     check_divides(session.mesh, config.per_device_batch_size * session.mesh.size)
     _check_samplers_divide(session)
-    if config.sample_ahead and phase == "grpo":
-        _check_can_sample_ahead(session)
+    if phase == "grpo":
+        check_can_sample_ahead(session)
     gather(lambda: check_fits(session, phase, with_reference=with_reference))
     shown = -(-config.log_completions // config.num_generations) if phase == "grpo" else 0
     share = reading_share(session.mesh, prompts_per_step(config, session.mesh.size), samples=shown)
     data = Curriculum(create_audio_data_iterator(config, session.mesh, share), config)
     learner = create_learner(session, phase, loss_fn, temperature=temperature)
     if phase == "grpo":
-        compile_learner(session, learner)
-        release_freed_memory()
+        gather(lambda: compile_learner(session, learner))
+        release_freed_memory(session.mesh.local_devices[0])
     weights = starting_weights(session, phase)
     trainable = {key: weights[key] for key in weights if key in session.trainable}
     return Trainer(
@@ -119,13 +119,15 @@ def _check_samplers_divide(session: Session) -> None:
         )
 
 
-def _check_can_sample_ahead(session: Session) -> None:
-    """Raise UserError where the programs that sample and those that learn would meet on several devices.
+def check_can_sample_ahead(session: Session) -> None:
+    """Raise UserError where programs that sample ahead and those that learn would meet on several devices.
 
     Two threads launch them. On each device they run in the order in which they reach it, and a program of several
     devices waits for the others on each: where two of them come in different orders, both wait for ever.
     """
     processes = jax.process_count()
+    if not session.config.sample_ahead:
+        return
     if processes > 1:
         raise UserError(
             f"sample_ahead needs a run of one process, and this one has {processes}: start one process, on a host "
@@ -154,7 +156,6 @@ def update(trainer: Trainer, batch: GroupBatch, heard: Any) -> Update:
     Raises:
         FloatingPointError: more than `max_skipped_updates` were skipped one after another.
     """
-    release_freed_memory()
     total, aux = gradients(trainer, batch, heard)
     # In the order in which one spoils the next.
     checked = {"sampler_log_probs": batch.sampler_log_probs, "rewards": batch.advantages, "loss": aux.loss}

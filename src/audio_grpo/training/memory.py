@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from audio_grpo.errors import UserError
-from audio_grpo.training.programs import Abstract, Program, resident, run_programs
+from audio_grpo.training.programs import Abstract, Program, both_at_once, resident, run_programs
 from audio_grpo.training.session import Session
 from audio_grpo.training.telemetry import Phase
 
@@ -64,14 +64,15 @@ def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
     return {"memory/host_peak_gib": peak * (1 if sys.platform == "darwin" else 1024) / GIB}
 
 
-def release_freed_memory() -> None:
+def release_freed_memory(device: Any) -> None:
     """Give memory that was freed back to the system where the C library keeps it, as glibc does.
 
-    What a compiler took and what a rollout's small arrays took would otherwise lie beside a CPU's gradients.
+    Where `device` is a CPU, what a compiler took and a rollout's small arrays would otherwise lie beside gradients.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None and jax.default_backend() == "cpu":
-        trim(0)
+    if device.platform == "cpu" and sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def check_fits(session: Session, phase: Phase, *, with_reference: bool) -> None:
@@ -85,12 +86,12 @@ def check_fits(session: Session, phase: Phase, *, with_reference: bool) -> None:
         UserError: it does not fit.
     """
     kept = resident(session)
-    both_at_once = phase == "grpo" and session.config.sample_ahead and session.sampler is None
+    at_once = phase == "grpo" and both_at_once(session)
     needed = {
         "weights": bytes_per_device(kept.weights),
         "optimizer state": bytes_per_device(kept.optimizer),
         "reference": bytes_per_device(kept.reference) if with_reference else 0,
-        "weights to sample ahead": bytes_per_device(_learning(session)) if both_at_once else 0,
+        "weights to sample ahead": bytes_per_device(kept.ahead) if at_once else 0,
     }
     memory = device_memory(session.mesh.local_devices[0])
     if memory is None:
@@ -104,7 +105,7 @@ def check_fits(session: Session, phase: Phase, *, with_reference: bool) -> None:
                     kept_there = {"weights": bytes_per_device(program.session.abstract_weights)}
                 size = program_memory(program, program.trace().lower())
                 _check(program.session, {**kept_there, program.phase: size}, memory)
-                if both_at_once:
+                if at_once:
                     needed[program.phase] = size
 
 
@@ -115,10 +116,6 @@ def program_memory(program: Program, lowered: jax.stages.Lowered) -> int:
         raise RuntimeError(f"The compiler does not tell the memory of {program.phase}.")
     made = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return made + bytes_per_device((program.inputs, program.cache, program.beside))
-
-
-def _learning(session: Session) -> Abstract:
-    return {key: value for key, value in session.abstract_weights.items() if key in session.trainable}
 
 
 def _check(session: Session, needed: dict[str, int], memory: int) -> None:

@@ -142,6 +142,8 @@ class Resident:
     """The reference's copy of what learns; none where beta is 0, or where it lies on the host."""
     gradients: Abstract
     """Of a batch: there from the first backward pass to the update."""
+    ahead: Abstract
+    """What learns, once more, where a device samples ahead with it while it learns."""
 
 
 def resident(session: Session) -> Resident:
@@ -151,7 +153,13 @@ def resident(session: Session) -> Resident:
     trainable = {key: value for key, value in weights.items() if key in session.trainable}
     state = learner.abstract_state(trainable)
     reference = {} if session.config.reference_offload else _reference(session)
-    return Resident(weights, state._replace(trainable={}), reference, _gradients(trainable))
+    ahead = trainable if both_at_once(session) else {}
+    return Resident(weights, state._replace(trainable={}), reference, _gradients(trainable), ahead)
+
+
+def both_at_once(session: Session) -> bool:
+    """Whether the devices that learn sample at the same time."""
+    return session.config.sample_ahead and session.sampler is None
 
 
 def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
@@ -208,10 +216,10 @@ def _rollout_programs(session: Session, work: Workload) -> Iterator[Program]:
 
 
 def compile_learner(session: Session, learner: Learner) -> None:
-    """Compile the programs of a GRPO run's updates, which its steps then call.
+    """Compile a GRPO run's scoring, gradients and update, which its steps then call.
 
     Before there are weights this tells sooner what can not be compiled, and the compiler's memory is not taken on top
-    of theirs. How adapters' reference scores is known only when weights are read: fresh ones are then left out.
+    of theirs. With adapters scoring is left out: whether their reference has any is known once weights are read.
     """
     for program in _learner_programs(session, workload_of(session), learner):
         if program.phase != "scoring" or not session.config.lora_rank:

@@ -32,13 +32,15 @@ def move_weights(trainer: Trainer, engine: OfflineEngine) -> None:
     """
     learned = trainer.state.trainable
     if trainer.session.sampler is None:
+        if not trainer.session.config.sample_ahead:
+            engine.weights = trainer.weights
+            return
+        # Those of the step before go first: there may not be room for both. So it is below.
         engine.weights = trainer.frozen
-        own = {key: value.copy() for key, value in learned.items()} if trainer.session.config.sample_ahead else learned
-        engine.weights = {**trainer.frozen, **own}
+        engine.weights = {**trainer.frozen, **{key: value.copy() for key, value in learned.items()}}
         return
     before = engine.weights
     shardings = {key: before[key].sharding for key in learned}
-    # Those of the step before go first: there may not be room for both.
     engine.weights = before = {key: value for key, value in before.items() if key not in learned}
     sent = {key: moved(value, shardings[key]) for key, value in learned.items()}
     engine.weights = jax.block_until_ready({**before, **sent})
