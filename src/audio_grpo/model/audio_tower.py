@@ -113,7 +113,7 @@ def _embed_row(
     parts, length = window.shape
     audible_frames = jnp.arange(spec.chunk_frames) < frames[..., None, None]
     heard = jnp.where(audible_frames, chunks, 0.0)
-    x = place(_convolve_chunks(spec, weights, heard, frames > 0, place.platform), "batch", None, None)
+    x = place(_convolve_chunks(spec, weights, heard, frames > 0, place), "batch", None, None)
     audible = jnp.arange(spec.chunk_tokens) < audio_token_count_of(spec, frames)[..., None]
     of_token = jnp.repeat(window, spec.chunk_tokens, axis=1)
     mask = (of_token[:, :, None] == of_token[:, None, :]) & audible.reshape(parts, 1, -1)
@@ -138,7 +138,7 @@ def _convolve_chunks(
     weights: Weights,
     chunks: Float[Array, "P R M f"],
     audible: Bool[Array, "P R"],
-    platform: str,
+    place: Placement,
 ) -> Float[Array, "P A D"]:
     convolutions = [
         (weights[f"conv2d{i}.weight"].astype(chunks.dtype), weights[f"conv2d{i}.bias"].astype(chunks.dtype))
@@ -151,9 +151,13 @@ def _convolve_chunks(
         return x
 
     x = chunks[..., None]
-    if platform == "cpu":
+    if place.platform == "cpu":
+        # On several devices all run: a branch for which these exchange what they hear has made them wait for ever.
+        alone = place.mesh is None or place.mesh.size == 1
         # A convolution within a loop or a branch keeps to one thread there, and few chunks at once stay in the cache.
-        x = _audible_few(partial(through, convolve=shifted_products), x.swapaxes(0, 1), audible.T).swapaxes(0, 1)
+        x = _audible_few(
+            partial(through, convolve=shifted_products), x.swapaxes(0, 1), audible.T if alone else None
+        ).swapaxes(0, 1)
         x = x.reshape(-1, *x.shape[2:])
     else:
         x = through(x.reshape(-1, *x.shape[2:]), _convolve)
@@ -163,21 +167,26 @@ def _convolve_chunks(
 
 
 def _audible_few(
-    run: Callable[[Array], Array], chunks: Float[Array, "R P *rest"], audible: Bool[Array, "R P"]
+    run: Callable[[Array], Array], chunks: Float[Array, "R P *rest"], audible: Bool[Array, "R P"] | None
 ) -> Float[Array, "R P *others"]:
-    """Run a few chunks of each part at a time; those few of which none is audible give zeros instead."""
+    """Run a few chunks of each part at a time; those few of which none is audible give zeros instead.
+
+    All are run where `audible` is None.
+    """
     count, padding = len(chunks), -len(chunks) % _CHUNKS_AT_ONCE
 
     def cut(x: Array) -> Array:
         padded = jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1)))
         return padded.reshape(-1, _CHUNKS_AT_ONCE, *x.shape[1:])
 
-    def few(given: tuple[Array, Array]) -> Array:
+    def few(given: tuple[Array, Array | None]) -> Array:
         some, heard = given
+        if heard is None:
+            return jax.vmap(run)(some)
         silence = jax.eval_shape(jax.vmap(run), some)
         return jax.lax.cond(heard.any(), jax.vmap(run), lambda _: jnp.zeros(silence.shape, silence.dtype), some)
 
-    x = jax.lax.map(few, (cut(chunks), cut(audible)))
+    x = jax.lax.map(few, (cut(chunks), None if audible is None else cut(audible)))
     return x.reshape(-1, *x.shape[2:])[:count]
 
 
