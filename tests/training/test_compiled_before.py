@@ -16,6 +16,7 @@ RUNS = {
     "plain": {},
     "parts": {"gradient_accumulation_steps": 2, "num_iterations": 2, "importance_sampling_correction": True},
     "adapters": {"lora_rank": 2, "lora_dropout": 0.1},
+    "adapters twice": {"lora_rank": 2, "grpo_beta": 0.0, "num_iterations": 2},
     "tower": {"freeze_audio_encoder_params": False, "grpo_beta": 0.0},
     "transcripts": {"inject_transcript": True, "entropy_coef": 0.01, "weight_dtype": "bfloat16"},
 }
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_no_step_compiles_a_program_of_the_learner(folder, run, caplog):
+def test_no_step_compiles_scores_gradients_or_updates(folder, run, caplog):
     def compiled():
         told = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
         caplog.clear()

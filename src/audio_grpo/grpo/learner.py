@@ -25,8 +25,8 @@ Heard = AudioBatch | Float[Array, "B A D"]
 """Clips to be heard within a program, so that gradients reach the tower, or embeddings heard before."""
 
 _LITTLE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""Has the CPU's compiler order operations for little memory. Its default is concurrency, which takes half as much
-again in the benchmarks' reference work and saves no time: a matrix product keeps all cores busy by itself."""
+"""Has the CPU's compiler order operations for little memory. Its default is concurrency, which takes more and saves
+no time: a matrix product keeps all cores busy by itself. Gradients are where a step's memory is."""
 
 
 class TrainState(NamedTuple):

@@ -219,10 +219,11 @@ def compile_learner(session: Session, learner: Learner) -> None:
     """Compile a GRPO run's scoring, gradients and update, which its steps then call.
 
     Before there are weights this tells sooner what can not be compiled, and the compiler's memory is not taken on top
-    of theirs. With adapters scoring is left out: whether their reference has any is known once weights are read.
+    of theirs. Scoring is left out where only adapters' reference does so: whether it has any is known from the weights.
     """
     for program in _learner_programs(session, workload_of(session), learner):
-        if program.phase != "scoring" or not session.config.lora_rank:
+        by_reference_alone = program.phase == "scoring" and session.config.num_iterations == 1
+        if not (by_reference_alone and session.config.lora_rank):
             program.trace().lower().compile()
 
 
