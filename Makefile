@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check parity plans plan-tables bench soak checkpoints lock clean
+.PHONY: install demo test slow check parity plans plan-tables bench soak checkpoints lock clean
 .DEFAULT_GOAL := install
 
 # Everything pinned and hashed; the package itself is installed in place.
@@ -20,6 +20,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# What takes long: runs over eight devices, over two processes, and others.
+slow: install
+	$(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff check .

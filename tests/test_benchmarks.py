@@ -90,6 +90,7 @@ def test_curves_rise_with_their_values(benchmarks):
     assert heights[0] - heights[1] == pytest.approx((heights[1] - heights[2]) / 2, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_short_soak_loses_nothing(benchmarks):
     told = benchmarks("soak").soak(300)
     assert told["requests"] == 300 and told["at_fault"] == 3 and told["cancelled"] > 3

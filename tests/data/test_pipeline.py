@@ -182,6 +182,7 @@ def test_too_many_unusable_records_stop_the_run_with_the_reasons(bad_folder):
             next(batches)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches_and_go_back_to_a_state(bad_folder):
     in_threads = training_batches(_config(bad_folder, max_skipped_fraction=0.3), 5)
     batches = training_batches(_config(bad_folder, max_skipped_fraction=0.3, grain_worker_count=2), 5)

@@ -52,6 +52,7 @@ def test_every_program_of_a_step_is_planned_on_this_machines_devices(local):
         assert program.held >= sum(plan.kept.values())
 
 
+@pytest.mark.slow
 def test_a_tpu_slice_is_planned_without_a_tpu():
     plan = Planner("v5e-4", config_of("ici_fsdp_parallelism=1", "ici_expert_parallelism=4")).plan()
     assert plan.topology == "v5e-4" and plan.chip.name == "v5e" and plan.fits
@@ -61,6 +62,7 @@ def test_a_tpu_slice_is_planned_without_a_tpu():
     assert burst.cost.sent > 0
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_the_one_whose_compilation_fills_the_memory(local):
     planner, plan = local
     batch = planner.config.per_device_batch_size
@@ -95,6 +97,7 @@ def test_a_slice_that_holds_it_is_named():
     assert "v5e-8 is the smallest slice" in "\n".join(remedies(planner.config, large))
 
 
+@pytest.mark.slow
 def test_a_device_that_samples_ahead_holds_both_sides_at_once():
     def plan(**changes):
         planner = Planner(None, Config.model_validate(config_of().model_dump() | changes))

@@ -139,6 +139,7 @@ def test_going_on_from_a_state_is_as_if_nothing_had_happened(noted, draw):
     assert after.get_state() == whole.get_state()
 
 
+@pytest.mark.slow
 def test_a_run_remembers_its_clips_across_an_interruption(tmp_path, monkeypatch):
     folder = with_tones(tmp_path, count=6)
     (folder / "equal.py").write_text("def equal(completions, **_):\n    return [1.0] * len(completions)\n")

@@ -12,6 +12,8 @@ from audio_grpo.training import loop, sampling, setup_train_loop, train_loop
 from audio_grpo.training.json_lines import JsonLinesFile
 from audio_grpo.training.session import create_grpo_session
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 KINDS = {
     "dense, adapters": {"lora_rank": 2, "per_device_batch_size": 1, "gradient_accumulation_steps": 2},

@@ -121,6 +121,7 @@ def config_of(folder, name, **changes):
     return tiny_config(folder, run_name=name, **(keys | changes))
 
 
+@pytest.mark.slow
 def test_a_run_learns_only_from_groups_that_teach_and_is_the_same_after_an_interruption(folder, monkeypatch):
     whole = train_loop(config_of(folder, "whole"))
     metrics = metrics_of(whole)

@@ -4,6 +4,8 @@ import pytest
 from grpo_steps import assert_alike, grpo_runs
 from tiny_runs import with_tones
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 RUN = {"steps": STEPS, "enable_checkpointing": False, "log_completions": 0}
 MODELS = {

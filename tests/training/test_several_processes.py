@@ -9,6 +9,8 @@ from tiny_runs import with_tones
 from audio_grpo.training.json_lines import JsonLinesFile
 from audio_grpo.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 SHORT = {"steps": STEPS, "max_target_length": 76}
 RUN = SHORT | {

@@ -110,6 +110,7 @@ def test_a_healthy_run_passes_every_line(trainer, built):
     assert all(any(character.isdigit() for character in check.measured) for check in checks)
 
 
+@pytest.mark.slow
 def test_a_healthy_run_with_every_kind_of_learning_in_half_precision_passes_too_and_writes_nothing(config, tmp_path):
     changes = {
         "num_experts": 4,

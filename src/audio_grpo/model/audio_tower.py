@@ -152,7 +152,7 @@ def _convolve_chunks(
 
     x = chunks[..., None]
     if place.platform == "cpu":
-        # On several devices all run: a branch for which these exchange what they hear has made them wait for ever.
+        # On several devices all run: exchanges within a branch are made beside others, and have left XLA no thread.
         alone = place.mesh is None or place.mesh.size == 1
         # A convolution within a loop or a branch keeps to one thread there, and few chunks at once stay in the cache.
         x = _audible_few(
