@@ -131,7 +131,7 @@ def slots(setting: Setting) -> list[dict[str, Any]]:
 
 
 def learner(setting: Setting) -> list[dict[str, Any]]:
-    """Reference scoring and policy update, and the memory of a whole iteration, in processes of their own."""
+    """Reference scoring and policy update, in processes of their own; ours samples first."""
     prompts = ({"seconds": 5.0, "text_tokens": 64}, {"seconds": 30.0, "text_tokens": 60})
     works = [replace(setting.work, generations=count, **sizes) for sizes in prompts for count in (2, 4, 8, 16)]
     return [_learned(setting, work) for work in works]
@@ -142,7 +142,7 @@ def _learned(setting: Setting, work: Work) -> dict[str, Any]:
     with ExitStack() as stack:
         ours = stack.enter_context(Side(OURS, "ours_iteration.py", **given))
         peer = stack.enter_context(Side(PEER, "peer_iteration.py", **given, folder=setting.model))
-        first = [side.ask("iterate", seed=0) for side in (ours, peer)]
+        first = [ours.ask("iterate", seed=0), peer.ask("learn")]
         _check_alike(first, "gradient_norm", 1e-3)
         rounds = [[side.ask("learn") for side in (ours, peer)] for _ in range(setting.runs)]
     told = [_learning(first[side], [answers[side] for answers in rounds]) for side in (0, 1)]

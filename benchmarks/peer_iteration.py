@@ -1,4 +1,4 @@
-"""A whole GRPO iteration in torch: clips heard once, prompts repeated, logits of completion tokens only."""
+"""What follows a rollout in torch: clips heard once, prompts repeated, logits of completion tokens only."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from peer import generate, inputs_of, load
+from peer import inputs_of, load
 from reference_work import TEMPERATURE, Work, answers
 from torch.nn.functional import cross_entropy
 from worker import Job, peak_bytes, serve, timed
@@ -18,7 +18,7 @@ SEQUENCES = 16
 """That go through the model together."""
 
 
-class Iteration:
+class Learning:
     """A policy, its reference, its optimizer and one batch."""
 
     def __init__(self, folder: str, work: Work) -> None:
@@ -35,17 +35,8 @@ class Iteration:
         self._tokens = torch.tensor(tokens, dtype=torch.long).flatten(0, 1)
         self._advantages = torch.tensor(advantages).flatten()
 
-    def iterate(self, seed: int) -> dict[str, Any]:
-        """A whole iteration; what was sampled makes place for given answers."""
-        torch.manual_seed(seed)
-        peaks = {"start": peak_bytes()}
-        seconds, _ = timed(partial(generate, self._policy, self._inputs, self._work))
-        peaks["rollout"] = peak_bytes()
-        learned = self.learn()
-        return {"rollout": seconds, **learned, "peaks": {**peaks, **learned["peaks"]}}
-
     def learn(self) -> dict[str, Any]:
-        """Reference scoring and policy update; `generate` keeps no embeddings, so that clips are heard here."""
+        """Reference scoring and policy update of given answers; clips are heard here, as `generate` keeps nothing."""
         scoring_seconds, reference = timed(self._reference_scores)
         peaks = {"scoring": peak_bytes()}
         update_seconds, norm = timed(partial(self._update, reference))
@@ -87,8 +78,7 @@ class Iteration:
 
 
 def _start(folder: str, work: Mapping[str, Any]) -> Mapping[str, Job]:
-    iteration = Iteration(folder, Work(**work))
-    return {"iterate": iteration.iterate, "learn": iteration.learn}
+    return {"learn": Learning(folder, Work(**work)).learn}
 
 
 if __name__ == "__main__":
