@@ -23,7 +23,9 @@ def run_processes(*arguments: str, devices: int, processes: int = 1) -> list[End
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {
+    # Threads were asked for by the number of this process's devices; the new ones have their own.
+    inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
+    environment = inherited | {
         "PYTHONPATH": os.pathsep.join([str(_TESTS), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
