@@ -52,8 +52,11 @@ def plain_loss(hidden, head, batch, loss_fn):
     return loss_fn(TokenScores(chosen, entropy), batch)
 
 
-def how(chunk_size, mesh=None):
-    return LogitsSettings(temperature=TEMPERATURE, chunk_size=chunk_size, place=Placement(mesh, MANY_TOKENS))
+def how(chunk_size, mesh=None, vocab=VOCAB):
+    """Of a chunk of so many tokens, whatever part of the vocabulary a device has."""
+    place = Placement(mesh, MANY_TOKENS)
+    chunk_bytes = chunk_size * 4 * vocab // place.size("vocab")
+    return LogitsSettings(temperature=TEMPERATURE, chunk_bytes=chunk_bytes, place=place)
 
 
 def gradients_of(loss, hidden, head):
@@ -106,11 +109,13 @@ def large_program(*, head_learns, completions=8, length=16, vocab=4096):
         "tokens": jax.ShapeDtypeStruct((1, completions, length), jnp.int32),
     }
 
+    loss_fn = partial(grpo_loss_fn, settings=LossSettings())
+
     def total(hidden, head, tokens):
         ones = jnp.ones(tokens.shape, jnp.float32)
         prompts = PromptBatch(jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
         batch = GroupBatch(prompts, tokens, ones > 0, ones[..., 0], ones)
-        return fused_loss(hidden, head, batch, partial(grpo_loss_fn, settings=LossSettings()), how(length))[0]
+        return fused_loss(hidden, head, batch, loss_fn, how(length, vocab=vocab))[0]
 
     learned = (0, 1) if head_learns else 0
     return jax.jit(jax.grad(total, argnums=learned)).lower(*shapes.values()).compile()

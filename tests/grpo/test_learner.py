@@ -33,7 +33,7 @@ def learner_of(optimizer=None, **options):
         partial(grpo_loss_fn, settings=LossSettings(**options)),
         audio_pad=AUDIO_PAD,
         temperature=0.9,
-        chunk_size=16,
+        chunk_bytes=16 << 10,
     )
 
 
@@ -167,7 +167,7 @@ def test_the_decoder_learns_alike_whether_the_tower_hears_within_the_update_or_b
 def test_scores_are_those_of_the_weights_given(learner, weights, batch, heard):
     """Whatever the policy became meanwhile, the reference is asked with its own weights."""
     reference = random_weights(CONFIG, seed=1)
-    expected = jax.jit(partial(compute_log_probs, SPEC, audio_pad=AUDIO_PAD, temperature=0.9, chunk_size=1000))
+    expected = jax.jit(partial(compute_log_probs, SPEC, audio_pad=AUDIO_PAD, temperature=0.9))
     scores = {}
     for name, given in (("policy", weights), ("reference", reference)):
         scores[name] = learner.score(given, batch, heard).log_probs

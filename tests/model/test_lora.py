@@ -30,7 +30,7 @@ def score():
     @partial(jax.jit)
     def run(weights):
         heard = thinker.hear(SPEC, weights, audio)
-        settings = {"audio_pad": AUDIO_PAD, "temperature": 1.0, "chunk_size": 64}
+        settings = {"audio_pad": AUDIO_PAD, "temperature": 1.0}
         return compute_log_probs(SPEC, weights, prompts, heard, completion, **settings).log_probs
 
     return run
@@ -78,7 +78,7 @@ def test_merged_adapters_of_experts_equal_adapters_at_work():
 
     @jax.jit
     def score(weights):
-        settings = {"audio_pad": AUDIO_PAD, "temperature": 1.0, "chunk_size": 64}
+        settings = {"audio_pad": AUDIO_PAD, "temperature": 1.0}
         silence = jnp.zeros((2, 0, 32))
         return compute_log_probs(spec, weights, prompts, silence, completions, **settings).log_probs
 

@@ -71,7 +71,6 @@ def test_sampler_and_learner_agree_on_log_probabilities(model, sampled):
         jnp.asarray(completions),
         audio_pad=AUDIO_PAD,
         temperature=config.decode_sampling_temperature,
-        chunk_size=32,
     )
     for b, result in enumerate(results):
         for g, completion in enumerate(result.completions):

@@ -353,8 +353,9 @@ class BatchKeys(_Section):
     """The published models have none."""
     remat_policy: Literal["full", "none"] = "full"
     """"full" recomputes each layer in the backward pass."""
-    logits_chunk_size: Positive = 256
-    """Completion tokens whose logits a device holds at a time; where a completion is longer, its own."""
+    logits_chunk_mib: Positive = 128
+    """Memory that logits may take on a device while gradients are made, in MiB: as many whole completions as fit go
+    through the vocabulary together, or one where it takes more."""
 
 
 class PrecisionKeys(_Section):

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from audio_grpo.parallel.activations import Placement
 
-_BLOCK_LOGITS = 2**20
-"""Logits of a block on a device, at most: 4 MiB, which stay in a processor's cache from one use to the next."""
+_BLOCK_LOGITS = 2**19
+"""Logits of a block on a device, at most: 2 MiB, which stay in a processor's cache from one use to the next."""
 
 
 @dataclass(frozen=True, slots=True)

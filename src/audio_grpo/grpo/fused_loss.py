@@ -29,9 +29,14 @@ class LogitsSettings:
     """How logits are made."""
 
     temperature: float
-    chunk_size: int
-    """Tokens whose logits a device holds at a time; where a completion is longer, its own."""
+    chunk_bytes: int
+    """That a device's logits may take at a time; where a completion's take more, these."""
     place: Placement
+
+    def chunk_size(self, vocabulary: int) -> int:
+        """Tokens whose logits, in float32, a device holds at a time."""
+        own = vocabulary // self.place.size("vocab")
+        return max(1, self.chunk_bytes // (4 * own))
 
 
 def fused_loss(
@@ -50,7 +55,7 @@ def _loss(
 ) -> tuple[Float[Array, ""], Any]:
     tokens = batch.completion_tokens
     flat = hidden.reshape(-1, *hidden.shape[2:]), head, tokens.reshape(-1, tokens.shape[-1])
-    scores = vocabulary_scores(*flat, temperature=how.temperature, chunk_size=how.chunk_size, place=how.place)
+    scores = vocabulary_scores(*flat, temperature=how.temperature, place=how.place)
     return loss_fn(TokenScores(*(x.reshape(tokens.shape) for x in scores)), batch)
 
 
@@ -61,7 +66,7 @@ def _forward(
     values: GroupBatch = jax.tree.map(lambda leaf: leaf.value, batch, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
     alone = _each_alone(values)
     count, _, length = alone.completion_tokens.shape
-    chunks = chunks_of(count, length, how.chunk_size, how.place)
+    chunks = chunks_of(count, length, how.chunk_size(len(head.value)), how.place)
     blocks = head_blocks(head.value, count // chunks.number * length, how.place)
     one = partial(_chunk, blocks, loss_fn, how.temperature)
     for_rows = blocks.zeros() if head.perturbed else None

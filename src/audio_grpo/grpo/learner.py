@@ -73,7 +73,7 @@ class Learner:
         *,
         audio_pad: int,
         temperature: float,
-        chunk_size: int,
+        chunk_bytes: int,
         lora_dropout: float = 0.0,
         router_aux_loss_coef: float = 0.0,
         shardings: TrainState | None = None,
@@ -88,7 +88,7 @@ class Learner:
         self._loss_fn = loss_fn
         self._audio_pad = audio_pad
         place = Placement(spec.mesh, MANY_TOKENS)
-        self._logits = LogitsSettings(temperature=temperature, chunk_size=chunk_size, place=place)
+        self._logits = LogitsSettings(temperature=temperature, chunk_bytes=chunk_bytes, place=place)
         self._compiler_options = _LITTLE_MEMORY if place.platform == "cpu" else None
         self._lora_dropout = lora_dropout
         self._router_aux_loss_coef = router_aux_loss_coef
@@ -194,7 +194,6 @@ class Learner:
             batch.completion_tokens,
             audio_pad=self._audio_pad,
             temperature=self._logits.temperature,
-            chunk_size=self._logits.chunk_size,
             routes=batch.routes,
         )
 

@@ -12,6 +12,10 @@ from audio_grpo.model.thinker import group_forward, output_head
 from audio_grpo.parallel.activations import MANY_TOKENS, Placement
 from audio_grpo.types import PromptBatch, Routes
 
+_CHUNK_TOKENS = 1024
+"""That a device takes through a block of the vocabulary together, or one completion: more of them read the head less
+often, and leave blocks of fewer rows."""
+
 
 class TokenScores(NamedTuple):
     """What the model thinks of each completion token."""
@@ -31,21 +35,17 @@ def compute_log_probs(
     *,
     audio_pad: int,
     temperature: float,
-    chunk_size: int,
     routes: Routes | None = None,
 ) -> TokenScores:
     """Score G completions of each of B prompts, whose audio embeddings are `heard`.
 
     Padding positions of a completion get values too; mask them. Tokens go to the experts of `routes`, where these say
-    any. A device holds the logits of one block of the vocabulary for at most `chunk_size` tokens, or one completion, at
-    a time; the backward pass makes them again.
+    any. A device holds the logits of one block of the vocabulary at a time; the backward pass makes them again.
     """
     hidden = group_forward(spec, weights, prompts, heard, completions, audio_pad, routes).hidden
     flat = hidden.reshape(-1, *hidden.shape[2:]), completions.reshape(-1, completions.shape[-1])
     place = Placement(spec.mesh, MANY_TOKENS)
-    scores = vocabulary_scores(
-        flat[0], output_head(weights), flat[1], temperature=temperature, chunk_size=chunk_size, place=place
-    )
+    scores = vocabulary_scores(flat[0], output_head(weights), flat[1], temperature=temperature, place=place)
     return TokenScores(*(x.reshape(completions.shape) for x in scores))
 
 
@@ -55,12 +55,11 @@ def vocabulary_scores(
     targets: Int[Array, "N C"],
     *,
     temperature: float,
-    chunk_size: int,
     place: Placement,
 ) -> TokenScores:
     """Log-probability of each target, and the entropy, of softmax(head · hidden / temperature)."""
     count, length = targets.shape
-    chunks = chunks_of(count, length, chunk_size, place)
+    chunks = chunks_of(count, length, _CHUNK_TOKENS, place)
     blocks = head_blocks(head, count // chunks.number * length, place)
 
     def score(chunk: tuple[Float[Array, "R C D"], Int[Array, "R C"]]) -> TokenScores:

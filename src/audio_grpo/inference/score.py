@@ -74,6 +74,5 @@ def _score_one(
         targets,
         audio_pad=model.special.audio_pad,
         temperature=temperature,
-        chunk_size=model.config.logits_chunk_size,
     )
     return scores.log_probs[0, 0]

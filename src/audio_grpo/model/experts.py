@@ -32,6 +32,9 @@ from audio_grpo.parallel.activations import Placement
 
 _ROWS_AT_ONCE = 1 << 15
 """Routed rows that exist together; more tokens are taken in parts, each computed again in the backward pass."""
+_ROWS_OF_EXPERT_ON_CPU = 512
+"""There as many parts as leave an expert so many rows of each: its rows fill four blocks, and padding is a quarter of
+them, while every block's copy of its expert's matrices exists for a part alone."""
 
 EXPERTS = "mlp.experts.*."
 """Of a layer's weights, those of its experts."""
@@ -65,7 +68,9 @@ def experts_mlp(
     used = jax.tree.map(lambda value: value.astype(x.dtype) if value.ndim else value, dict(given))
     mesh = place.mesh
     if mesh is None or mesh.size == 1:
-        return _in_parts(partial(_own_experts, spec, used, place.platform, first=0), routed, _part(spec, 1))
+        return _in_parts(
+            partial(_own_experts, spec, used, place.platform, first=0), routed, _part(spec, place.platform, 1)
+        )
     weights_stay = place.rules["embed"] != ()
     tokens = PartitionSpec(place.rules["batch"], "fsdp" if weights_stay else None)
     chosen = PartitionSpec(place.rules["batch"])
@@ -110,7 +115,7 @@ def _many_tokens(spec: DecoderSpec, place: Placement, routed: Routed, matrices: 
         y = own(jax.tree.map(partial(_gather, axis="expert", dimension=0), routed))
         return jax.lax.psum_scatter(jax.lax.psum(y, "tensor"), "expert", scatter_dimension=0, tiled=True)
 
-    return _in_parts(part, routed, _part(spec, shards if travel else 1))
+    return _in_parts(part, routed, _part(spec, place.platform, shards if travel else 1))
 
 
 def _few_tokens(
@@ -148,22 +153,26 @@ def _own_experts(
     return jnp.einsum("nkd,nk->nd", y, shares.astype(x.dtype))
 
 
-def _part(spec: DecoderSpec, shards: int) -> int:
-    """Tokens of each device that are taken together."""
-    return max(1, _ROWS_AT_ONCE // (shards * spec.experts_per_token))
+def _part(spec: DecoderSpec, platform: str, shards: int) -> int:
+    """Tokens of each device that are taken together, at most."""
+    rows = _ROWS_AT_ONCE
+    if platform == "cpu":
+        rows = min(rows, _ROWS_OF_EXPERT_ON_CPU * spec.experts)
+    return max(1, rows // (shards * spec.experts_per_token))
 
 
 def _in_parts(
     program: Callable[[Routed], Float[Array, "part d"]], routed: Routed, size: int
 ) -> Float[Array, "tokens d"]:
-    """Run a program on `size` tokens at a time."""
+    """Run a program on at most `size` tokens at a time, in equal parts."""
     tokens = routed[0].shape[0]
     if tokens <= size:
         return program(routed)
-    padding = -tokens % size
+    parts = -(-tokens // size)
+    padding = -tokens % parts
 
     def split(x: Array) -> Array:
-        return jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, size, x.shape[1])
+        return jnp.pad(x, ((0, padding), (0, 0))).reshape(parts, -1, x.shape[1])
 
     y = jax.lax.map(jax.checkpoint(program), jax.tree.map(split, routed))
     return y.reshape(tokens + padding, -1)[:tokens]

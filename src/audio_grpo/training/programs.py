@@ -38,7 +38,7 @@ def create_learner(session: Session, phase: Phase, loss_fn: Any, *, temperature:
         loss_fn,
         audio_pad=session.special.audio_pad,
         temperature=temperature,
-        chunk_size=config.logits_chunk_size,
+        chunk_bytes=config.logits_chunk_mib << 20,
         lora_dropout=config.lora_dropout,
         # Parts' losses add up, and each has a balance of its own.
         router_aux_loss_coef=config.router_aux_loss_coef / config.gradient_accumulation_steps,

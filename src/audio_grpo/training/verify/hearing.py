@@ -107,7 +107,7 @@ def _unsharded_learner(trainer: Trainer) -> Learner:
         partial(grpo_loss_fn, settings=loss_settings(session.config)),
         audio_pad=session.special.audio_pad,
         temperature=session.config.decode_sampling_temperature,
-        chunk_size=session.config.logits_chunk_size,
+        chunk_bytes=session.config.logits_chunk_mib << 20,
     )
 
 
