@@ -22,17 +22,20 @@ class Limit:
 
 
 def limits(planner: Planner, config: Config, plan: RunPlan) -> list[Limit]:
-    """Largest batch, slot count and clip length, from two more compilations: gradients and decode burst at twice.
+    """Largest batch, slot count and clip length, from two more compilations: of gradients and of a decode burst.
+
+    The burst has twice the slots. The gradients are of four times the prompts: memory grows unevenly where rows begin
+    to be taken in parts, which more prompts even out.
 
     Clips weigh by their positions: what another prompt takes in the backward pass, it takes by prompt and completion
     tokens alike, and the tower's and the prefill's arrays grow with the clip.
     """
     batch, slots = config.per_device_batch_size, plan.work.shape.slots
-    more_prompts = planner.plan(_changed(config, {"per_device_batch_size": 2 * batch}), phases=["gradients"])
+    more_prompts = planner.plan(_changed(config, {"per_device_batch_size": 4 * batch}), phases=["gradients"])
     more_slots = planner.plan(
         _changed(config, {"max_slots": 2 * config.max_slots} | _enough_prompts(config, plan)), phases=["decode burst"]
     )
-    for_prompts = _growth(plan, more_prompts) / batch
+    for_prompts = _growth(plan, more_prompts) / (3 * batch)
     positions = plan.work.prompt_length + plan.work.learned * plan.work.completion_length
     seconds = config.audio_max_seconds
     for_seconds = {
