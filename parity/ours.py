@@ -63,8 +63,8 @@ class Ours:
         def run(
             weights: Weights, prompts: PromptBatch, heard: jax.Array, completions: np.ndarray, temperature: float
         ) -> jax.Array:
-            sizes = {"audio_pad": SPECIAL.audio_pad, "temperature": temperature, "chunk_size": 16}
-            return compute_log_probs(self.spec, weights, prompts, heard, completions, **sizes).log_probs
+            settings = {"audio_pad": SPECIAL.audio_pad, "temperature": temperature}
+            return compute_log_probs(self.spec, weights, prompts, heard, completions, **settings).log_probs
 
         return partial(jax.jit(run, static_argnames="temperature"), self.weights)
 
